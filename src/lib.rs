@@ -4,4 +4,6 @@
 pub mod config;
 pub mod error;
 pub mod files;
+pub mod gpu;
+pub mod kernels;
 pub mod rng;

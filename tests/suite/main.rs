@@ -1,1 +1,4 @@
-//! Integration tests.
+//! Integration tests: kernels, gradients, parity, files and the program itself.
+
+mod harness;
+mod kernels;

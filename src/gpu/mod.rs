@@ -1,0 +1,19 @@
+//! The device: the only module that names `wgpu` types.
+//!
+//! What runs is described by plain data ([`Dispatch`] over [`View`]s of buffers named by
+//! [`BufferId`]); a [`Program`] turns such a list into pipelines, bind groups and one uniform
+//! arena once, and replays it without allocating. [`Context`] owns the device, the pipeline
+//! cache, uploads and readback. It is not a graph and knows no operation.
+
+mod caps;
+mod context;
+mod dispatch;
+mod program;
+mod shader;
+mod trusted;
+
+pub use caps::{Caps, Kind};
+pub use context::{AdapterReport, Buffer, Context, adapters};
+pub use dispatch::{BufferId, Dispatch, Recorder, Scalar, View};
+pub use program::{Program, run_once};
+pub use shader::{Reflection, reflect};

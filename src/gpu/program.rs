@@ -1,0 +1,233 @@
+//! A list of dispatches made ready once and replayed.
+
+use std::sync::{Arc, PoisonError};
+
+use super::shader::{ParamsLayout, reflect};
+use super::{Buffer, BufferId, Context, Dispatch, Kind, Recorder, trusted};
+use crate::error::{Error, Result};
+
+/// A compiled entry point.
+pub(super) struct Pipeline {
+    raw: wgpu::ComputePipeline,
+    layout: wgpu::BindGroupLayout,
+    /// Binding numbers of the storage buffers, ascending.
+    storage: Vec<u32>,
+    params: Option<ParamsLayout>,
+}
+
+struct Step {
+    pipeline: Arc<Pipeline>,
+    group: wgpu::BindGroup,
+    groups: [u32; 3],
+    flops: u64,
+}
+
+/// Dispatches with their pipelines, bind groups and parameters: replaying allocates nothing.
+pub struct Program {
+    steps: Vec<Step>,
+    /// Work per submission, so that waiting stays responsive and no queue grows without bound.
+    flops_per_submit: u64,
+}
+
+impl std::fmt::Debug for Program {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Program({} dispatches)", self.steps.len())
+    }
+}
+
+impl Context {
+    fn pipeline(&self, d: &Dispatch) -> Result<Arc<Pipeline>> {
+        let key = (d.source.clone(), d.entry);
+        if let Some(p) = self.pipelines.lock().unwrap_or_else(PoisonError::into_inner).get(&key) {
+            return Ok(p.clone());
+        }
+        let reflection = reflect(&d.label, &d.source)?;
+        let interface = reflection.interface(&d.label, d.entry)?;
+        let mut entries: Vec<_> = interface
+            .storage
+            .iter()
+            .map(|&(binding, read_only)| layout_entry(binding, wgpu::BufferBindingType::Storage { read_only }))
+            .collect();
+        entries.extend(interface.params.as_ref().map(|p| layout_entry(p.binding, wgpu::BufferBindingType::Uniform)));
+        let layout = self.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(&d.label), entries: &entries });
+        let pipeline_layout = self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: Some(&d.label),
+            bind_group_layouts: &[Some(&layout)],
+            immediate_size: 0,
+        });
+        let module = trusted::shader_module(&self.device, &d.label, reflection.module, self.checked);
+        let raw = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(&d.label),
+            layout: Some(&pipeline_layout),
+            module: &module,
+            entry_point: Some(d.entry),
+            // Kernels write workgroup memory before they read it.
+            compilation_options: wgpu::PipelineCompilationOptions { zero_initialize_workgroup_memory: false, ..Default::default() },
+            cache: None,
+        });
+        self.check()?;
+        let pipeline =
+            Arc::new(Pipeline { raw, layout, storage: interface.storage.iter().map(|s| s.0).collect(), params: interface.params });
+        self.pipelines.lock().unwrap_or_else(PoisonError::into_inner).insert(key, pipeline.clone());
+        Ok(pipeline)
+    }
+}
+
+fn layout_entry(binding: u32, ty: wgpu::BufferBindingType) -> wgpu::BindGroupLayoutEntry {
+    wgpu::BindGroupLayoutEntry {
+        binding,
+        visibility: wgpu::ShaderStages::COMPUTE,
+        ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None },
+        count: None,
+    }
+}
+
+/// `groups` folded over x and y below the adapter's limit per dimension.
+fn fold(groups: u64, limit: u32) -> Option<[u32; 3]> {
+    let limit = u64::from(limit);
+    let y = groups.div_ceil(limit);
+    let x = groups.div_ceil(y);
+    (y <= limit).then_some([u32::try_from(x).ok()?, u32::try_from(y).ok()?, 1])
+}
+
+impl Program {
+    /// Compiles and binds `dispatches`; `lookup` gives the buffer behind each name.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`] for a shader or binding that does not fit, [`Error::ExceedsLimit`] for a
+    /// binding or grid above the adapter's limits.
+    pub fn new<'b>(ctx: &Context, dispatches: &[Dispatch], lookup: impl Fn(BufferId) -> &'b Buffer) -> Result<Self> {
+        let pipelines = dispatches.iter().map(|d| ctx.pipeline(d)).collect::<Result<Vec<_>>>()?;
+        let align = usize::try_from(ctx.caps().uniform_align).unwrap_or(256).max(16);
+        let mut arena: Vec<u8> = Vec::new();
+        let mut slots = Vec::with_capacity(dispatches.len());
+        for (d, p) in dispatches.iter().zip(&pipelines) {
+            let start = arena.len().next_multiple_of(align);
+            match &p.params {
+                Some(layout) => {
+                    arena.resize(start, 0);
+                    arena.extend(layout.pack(&d.label, &d.params)?);
+                }
+                None if d.params.is_empty() => {}
+                None => return Err(Error::Gpu(format!("{}: parameters given, but the shader has none", d.label))),
+            }
+            slots.push((start as u64, (arena.len().max(start) - start) as u64));
+        }
+        let uniforms = ctx.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("semgen.params"),
+            size: (arena.len() as u64).max(16),
+            usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        ctx.queue.write_buffer(&uniforms, 0, &arena);
+        let mut steps = Vec::with_capacity(dispatches.len());
+        for ((d, pipeline), (offset, size)) in dispatches.iter().zip(pipelines).zip(slots) {
+            if d.bindings.len() != pipeline.storage.len() {
+                return Err(Error::Gpu(format!(
+                    "{}: {} buffers given, the shader binds {}",
+                    d.label,
+                    d.bindings.len(),
+                    pipeline.storage.len()
+                )));
+            }
+            let mut entries = Vec::with_capacity(d.bindings.len() + 1);
+            for (view, &binding) in d.bindings.iter().zip(&pipeline.storage) {
+                if view.len > ctx.caps().max_binding {
+                    return Err(Error::ExceedsLimit {
+                        what: format!("a buffer of {}", d.label),
+                        need: format!("{:.1} MiB", view.len as f64 / 1_048_576.0),
+                        have: format!("{:.1} MiB per binding", ctx.caps().max_binding as f64 / 1_048_576.0),
+                        remedy: "use a smaller cube.size or model.base_channels".into(),
+                    });
+                }
+                let buffer = lookup(view.buffer);
+                if view.offset + view.len > buffer.bytes() {
+                    return Err(Error::Gpu(format!("{}: binding {binding} leaves its buffer", d.label)));
+                }
+                let raw = wgpu::BufferBinding { buffer: &buffer.raw, offset: view.offset, size: wgpu::BufferSize::new(view.len) };
+                entries.push(wgpu::BindGroupEntry { binding, resource: wgpu::BindingResource::Buffer(raw) });
+            }
+            if let Some(params) = &pipeline.params {
+                let raw = wgpu::BufferBinding { buffer: &uniforms, offset, size: wgpu::BufferSize::new(size) };
+                entries.push(wgpu::BindGroupEntry { binding: params.binding, resource: wgpu::BindingResource::Buffer(raw) });
+            }
+            let group = ctx.device.create_bind_group(&wgpu::BindGroupDescriptor {
+                label: Some(&d.label),
+                layout: &pipeline.layout,
+                entries: &entries,
+            });
+            ctx.check().map_err(|e| Error::Gpu(format!("{}: {e}", d.label)))?;
+            let groups = fold(d.groups, ctx.caps().max_groups).ok_or_else(|| Error::ExceedsLimit {
+                what: format!("the grid of {}", d.label),
+                need: format!("{} workgroups", d.groups),
+                have: format!("{}²", ctx.caps().max_groups),
+                remedy: "use a smaller train.batch_size".into(),
+            })?;
+            steps.push(Step { pipeline, group, groups, flops: d.flops });
+        }
+        let flops_per_submit = match ctx.caps().kind {
+            Kind::Cpu => 100_000_000_000,
+            Kind::Discrete => 4_000_000_000_000,
+            Kind::Integrated | Kind::Other => 200_000_000_000,
+        };
+        Ok(Self { steps, flops_per_submit })
+    }
+
+    /// Submits every dispatch in order; returns without waiting.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`] when the device has failed.
+    pub fn run(&self, ctx: &Context) -> Result<()> {
+        let mut first = 0;
+        while first < self.steps.len() {
+            let mut flops = 0;
+            let mut last = first;
+            while last < self.steps.len() && (last == first || flops + self.steps[last].flops <= self.flops_per_submit) {
+                flops += self.steps[last].flops;
+                last += 1;
+            }
+            let mut encoder = ctx.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            {
+                let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+                for step in &self.steps[first..last] {
+                    pass.set_pipeline(&step.pipeline.raw);
+                    pass.set_bind_group(0, &step.group, &[]);
+                    let [x, y, z] = step.groups;
+                    pass.dispatch_workgroups(x, y, z);
+                }
+            }
+            ctx.queue.submit([encoder.finish()]);
+            first = last;
+        }
+        ctx.check()
+    }
+}
+
+/// Runs what `recorder` holds once over `buffers` (named by position) and waits: for tests and checks.
+///
+/// # Errors
+/// As [`Program::new`] and [`Program::run`].
+pub fn run_once(ctx: &Context, recorder: &Recorder<'_>, buffers: &[Buffer]) -> Result<()> {
+    let scratch = recorder.scratch.iter().map(|&bytes| ctx.buffer("semgen.scratch", bytes)).collect::<Result<Vec<_>>>()?;
+    let program = Program::new(ctx, &recorder.dispatches, |id| match id.as_scratch() {
+        Some(k) => &scratch[k],
+        None => &buffers[id.0 as usize],
+    })?;
+    program.run(ctx)?;
+    ctx.wait()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fold;
+
+    #[test]
+    fn folded_grids_cover_all_groups_within_the_limit() {
+        for groups in [1, 7, 65_535, 65_536, 65_537, 1_000_003, 65_535 * 65_535] {
+            let [x, y, z] = fold(groups, 65_535).unwrap();
+            assert!(x <= 65_535 && y <= 65_535 && z == 1);
+            assert!(u64::from(x) * u64::from(y) >= groups);
+        }
+        assert_eq!(fold(65_535 * 65_535 + 1, 65_535), None);
+    }
+}

@@ -1,0 +1,193 @@
+//! Comparing kernels with f64 references on the adapter at hand.
+//!
+//! Each kernel file lists its [`Case`]s; the tests run them all on the checked device and
+//! `semgen doctor` runs them on the user's adapter. Every buffer of a case lies between guard
+//! bands whose content must survive.
+
+use crate::error::{Error, Result};
+use crate::gpu::{Buffer, BufferId, Context, Recorder, View, run_once};
+use crate::rng::{Key, Purpose};
+
+/// Result of one comparison.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// Largest error found, relative to the reference's scale.
+    pub error: f64,
+    /// Largest error allowed.
+    pub tolerance: f64,
+    /// What is wrong, when something is.
+    pub failure: Option<String>,
+}
+
+impl Outcome {
+    /// Whether the comparison holds.
+    pub fn passed(&self) -> bool {
+        self.failure.is_none()
+    }
+}
+
+type Body = dyn Fn(&Context) -> Result<Outcome> + Send + Sync;
+
+/// One comparison of one kernel variant on one shape.
+pub struct Case {
+    /// Kernel file.
+    pub kernel: &'static str,
+    /// Variant or entry point.
+    pub variant: &'static str,
+    /// Shape and other particulars.
+    pub what: String,
+    body: Box<Body>,
+}
+
+impl std::fmt::Debug for Case {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {} {}", self.kernel, self.variant, self.what)
+    }
+}
+
+impl Case {
+    /// A case that `body` carries out.
+    pub fn new(
+        kernel: &'static str,
+        variant: &'static str,
+        what: impl Into<String>,
+        body: impl Fn(&Context) -> Result<Outcome> + Send + Sync + 'static,
+    ) -> Self {
+        Self { kernel, variant, what: what.into(), body: Box::new(body) }
+    }
+
+    /// Carries the case out.
+    ///
+    /// # Errors
+    /// What the device reports; a wrong number is an [`Outcome`], not an error.
+    pub fn run(&self, ctx: &Context) -> Result<Outcome> {
+        (self.body)(ctx)
+    }
+}
+
+/// Every case of every kernel.
+pub fn all_cases() -> Vec<Case> {
+    let mut out = Vec::new();
+    out.extend(super::activation::cases());
+    out
+}
+
+/// Bytes of guard band on each side of a buffer; a multiple of every storage alignment.
+const GUARD: u64 = 256;
+/// The guard's content: a NaN with a payload, so that reading it is as visible as writing it.
+const SENTINEL: u32 = 0x7FC5_EE0D;
+
+/// Buffers between guard bands, and one run over them.
+pub struct Trial<'c> {
+    ctx: &'c Context,
+    buffers: Vec<Buffer>,
+}
+
+impl<'c> Trial<'c> {
+    /// An empty trial.
+    pub fn new(ctx: &'c Context) -> Self {
+        Self { ctx, buffers: Vec::new() }
+    }
+
+    /// The context of this trial.
+    pub fn context(&self) -> &'c Context {
+        self.ctx
+    }
+
+    /// A buffer holding `data` (4-byte elements).
+    ///
+    /// # Errors
+    /// As [`Context::buffer`].
+    pub fn input<T: bytemuck::NoUninit>(&mut self, data: &[T]) -> Result<View> {
+        let view = self.output(size_of_val(data) / 4)?;
+        self.ctx.upload(&self.buffers[view.buffer.0 as usize], view.offset, data);
+        Ok(view)
+    }
+
+    /// A buffer of `elements` elements, filled with NaN.
+    ///
+    /// # Errors
+    /// As [`Context::buffer`].
+    pub fn output(&mut self, elements: usize) -> Result<View> {
+        let len = elements as u64 * 4;
+        let buffer = self.ctx.buffer("semgen.trial", GUARD + len.next_multiple_of(GUARD) + GUARD)?;
+        let words = usize::try_from(buffer.bytes() / 4).unwrap_or(0);
+        self.ctx.upload(&buffer, 0, &vec![SENTINEL; words]);
+        self.buffers.push(buffer);
+        #[expect(clippy::cast_possible_truncation, reason = "a trial has few buffers")]
+        Ok(View { buffer: BufferId(self.buffers.len() as u32 - 1), offset: GUARD, len })
+    }
+
+    /// Records with `record` and runs it; then every guard band must be intact.
+    ///
+    /// # Errors
+    /// What recording or the device reports; [`Error::Gpu`] when something wrote outside its buffer.
+    pub fn run(&self, record: impl FnOnce(&mut Recorder<'_>) -> Result<()>) -> Result<()> {
+        let mut rec = Recorder::new(self.ctx.caps());
+        record(&mut rec)?;
+        run_once(self.ctx, &rec, &self.buffers)
+    }
+
+    /// The content of `view`, after a check of its buffer's guard bands.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`] when the device failed or something wrote outside the view.
+    pub fn read<T: bytemuck::Pod>(&self, view: View) -> Result<Vec<T>> {
+        let buffer = &self.buffers[view.buffer.0 as usize];
+        let words: Vec<u32> = self.ctx.read(buffer, 0, usize::try_from(buffer.bytes() / 4).unwrap_or(0))?;
+        let (first, last) = ((GUARD / 4) as usize, (GUARD / 4) as usize + view.elements());
+        if let Some(i) = (0..first).chain(last..words.len()).find(|&i| words[i] != SENTINEL) {
+            return Err(Error::Gpu(format!("a kernel wrote outside its buffer, {} elements from the start", i as i64 - first as i64)));
+        }
+        Ok(bytemuck::cast_slice(&words[first..last]).to_vec())
+    }
+}
+
+/// `n` reproducible numbers in `(-scale, scale)`, none of them special.
+pub fn numbers(seed: u32, n: usize, scale: f32) -> Vec<f32> {
+    let mut rng = Key::new(0xC0FFEE).purpose(Purpose::Check, seed).rng();
+    (0..n).map(|_| (rng.unit() * 2.0 - 1.0) * scale).collect()
+}
+
+/// Compares with a reference: the largest `|got - want| / (|want| + scale)` must not exceed
+/// `tolerance`, where scale is the reference's root mean square (so that sums that cancel are
+/// judged against the size of what was summed). NaN and infinity never pass.
+///
+/// # Errors
+/// Never; the type fits the end of a case.
+pub fn compare(got: &[f32], want: &[f64], tolerance: f64) -> Result<Outcome> {
+    if got.len() != want.len() {
+        let failure = Some(format!("{} values, expected {}", got.len(), want.len()));
+        return Ok(Outcome { error: f64::INFINITY, tolerance, failure });
+    }
+    let scale = (want.iter().map(|w| w * w).sum::<f64>() / want.len().max(1) as f64).sqrt().max(1e-30);
+    let mut worst = (0.0, 0);
+    for (i, (&g, &w)) in got.iter().zip(want).enumerate() {
+        let error = (f64::from(g) - w).abs() / (w.abs() + scale);
+        if !(error <= worst.0) {
+            worst = (if error.is_nan() { f64::INFINITY } else { error }, i);
+        }
+    }
+    let failure = (!(worst.0 <= tolerance)).then(|| {
+        format!("element {} is {}, expected {} (error {:.2e}, allowed {tolerance:.0e})", worst.1, got[worst.1], want[worst.1], worst.0)
+    });
+    Ok(Outcome { error: worst.0, tolerance, failure })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn compare_fails_when_it_should() {
+        let want: Vec<f64> = (0..100).map(|i| f64::from(i) * 0.1).collect();
+        let good: Vec<f32> = want.iter().map(|&w| w as f32).collect();
+        assert!(compare(&good, &want, 1e-6).unwrap().passed());
+        for (i, v) in [(3, 0.31), (99, f32::NAN), (0, f32::INFINITY), (50, 5.001)] {
+            let mut bad = good.clone();
+            bad[i] = v;
+            assert!(!compare(&bad, &want, 1e-5).unwrap().passed(), "element {i} = {v}");
+        }
+        assert!(!compare(&good[1..], &want, 1e-6).unwrap().passed());
+    }
+}

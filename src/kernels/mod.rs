@@ -1,0 +1,119 @@
+//! Kernels: one Rust file per WGSL file in `shaders/`.
+//!
+//! Each wrapper takes a checked geometry and [`View`](crate::gpu::View)s and records dispatches; it knows the
+//! kernel's variants, which one suits the adapter and the shape, and what it costs. Activations
+//! are `[N, D, H, W, C]` with C innermost. Gradients of activations are overwritten (`=`).
+//! [`check`] holds the machinery that compares every variant with an f64 reference; each kernel
+//! file lists its own cases.
+
+use std::sync::Arc;
+
+pub mod activation;
+pub mod check;
+
+/// The text of `shaders/<name>.wgsl` or `shaders/common/<name>.wgsl`.
+fn file(name: &str) -> &'static str {
+    macro_rules! files {
+        ($($name:literal => $path:literal,)+) => {
+            match name {
+                $($name => include_str!(concat!("../../shaders/", $path)),)+
+                _ => unreachable!("no shader file `{name}`"),
+            }
+        };
+    }
+    files! {
+        "activation" => "activation.wgsl",
+        "grid" => "common/grid.wgsl",
+        "rng" => "common/rng.wgsl",
+    }
+}
+
+/// A constant that a shader expects to be defined before its text.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Const {
+    /// `const NAME: u32`.
+    U32(usize),
+    /// `const NAME: bool`.
+    Bool(bool),
+    /// `alias NAME = TYPE`.
+    Type(&'static str),
+}
+
+/// The complete text of kernel `name`: the constants of `header`, the common pieces named on
+/// the file's `// uses:` line, and the file itself with each `//@<marker>` line replaced by its
+/// generated block.
+pub fn specialise(name: &str, header: &[(&str, Const)], blocks: &[(&str, &str)]) -> Arc<str> {
+    use std::fmt::Write;
+    let body = file(name);
+    let mut out = String::with_capacity(body.len() + 2048);
+    for (name, value) in header {
+        let _ = match value {
+            Const::U32(v) => writeln!(out, "const {name}: u32 = {v}u;"),
+            Const::Bool(v) => writeln!(out, "const {name}: bool = {v};"),
+            Const::Type(v) => writeln!(out, "alias {name} = {v};"),
+        };
+    }
+    for line in body.lines().take_while(|l| l.starts_with("//")) {
+        if let Some(uses) = line.strip_prefix("// uses:") {
+            for piece in uses.split(',') {
+                out.push_str(file(piece.trim()));
+            }
+        }
+    }
+    for line in body.lines() {
+        match line.trim_start().strip_prefix("//@") {
+            Some(marker) => {
+                let block = blocks.iter().find(|b| b.0 == marker.trim());
+                out.push_str(block.unwrap_or_else(|| panic!("{name}: no block for marker `{marker}`")).1);
+            }
+            None => out.push_str(line),
+        }
+        out.push('\n');
+    }
+    out.into()
+}
+
+/// Splits a batch so that each part's largest tensor (of `sample` elements a sample) fits a binding,
+/// and each part's work (of `flops` a sample) stays below the adapter's bound for one dispatch.
+///
+/// Returns `(first sample, samples)` pairs; offsets of all parts are aligned for binding when
+/// `elements` lists the elements per sample of every tensor that is sliced.
+///
+/// # Errors
+/// [`Error::ExceedsLimit`] when not even one sample fits.
+pub fn batch_parts(
+    caps: &crate::gpu::Caps,
+    op: &'static str,
+    batch: usize,
+    elements: &[usize],
+    flops: u64,
+) -> crate::error::Result<Vec<(usize, usize)>> {
+    use crate::error::Error;
+    let largest = elements.iter().copied().max().unwrap_or(1).max(1) as u64 * 4;
+    let by_binding = caps.max_binding / largest;
+    if by_binding == 0 {
+        return Err(Error::ExceedsLimit {
+            what: format!("one sample of {op}"),
+            need: format!("{:.1} MiB", largest as f64 / 1_048_576.0),
+            have: format!("{:.1} MiB per binding", caps.max_binding as f64 / 1_048_576.0),
+            remedy: "use a smaller cube.size or model.base_channels".into(),
+        });
+    }
+    let by_flops = (caps.max_dispatch_flops() / flops.max(1)).max(1);
+    let most = usize::try_from(by_binding.min(by_flops)).unwrap_or(usize::MAX);
+    if most >= batch {
+        return Ok(vec![(0, batch)]);
+    }
+    // Every part but the last starts and ends at an offset that every sliced tensor can be bound at.
+    let unit = (1..=64usize).find(|u| elements.iter().all(|e| (e * u) as u64 * 4 % caps.storage_align == 0)).unwrap_or(64);
+    let step = most / unit * unit;
+    if step == 0 {
+        return Err(Error::ExceedsLimit {
+            what: format!("{unit} samples of {op}, the fewest that can be bound together,"),
+            need: format!("{:.1} MiB", unit as f64 * largest as f64 / 1_048_576.0),
+            have: format!("{:.1} MiB per binding", caps.max_binding as f64 / 1_048_576.0),
+            remedy: "use a smaller train.batch_size or cube.size".into(),
+        });
+    }
+    Ok((0..batch).step_by(step).map(|n0| (n0, step.min(batch - n0))).collect())
+}
