@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 pub mod activation;
 pub mod check;
+pub mod conv3d;
 
 /// The text of `shaders/<name>.wgsl` or `shaders/common/<name>.wgsl`.
 fn file(name: &str) -> &'static str {
@@ -23,6 +24,11 @@ fn file(name: &str) -> &'static str {
     }
     files! {
         "activation" => "activation.wgsl",
+        "conv3d" => "conv3d.wgsl",
+        "conv3d_pack" => "conv3d_pack.wgsl",
+        "conv3d_sum" => "conv3d_sum.wgsl",
+        "conv3d_tile" => "conv3d_tile.wgsl",
+        "conv3d_tile_weight" => "conv3d_tile_weight.wgsl",
         "grid" => "common/grid.wgsl",
         "rng" => "common/rng.wgsl",
     }
@@ -105,7 +111,7 @@ pub fn batch_parts(
         return Ok(vec![(0, batch)]);
     }
     // Every part but the last starts and ends at an offset that every sliced tensor can be bound at.
-    let unit = (1..=64usize).find(|u| elements.iter().all(|e| (e * u) as u64 * 4 % caps.storage_align == 0)).unwrap_or(64);
+    let unit = (1..=64usize).find(|u| elements.iter().all(|e| ((e * u) as u64 * 4).is_multiple_of(caps.storage_align))).unwrap_or(64);
     let step = most / unit * unit;
     if step == 0 {
         return Err(Error::ExceedsLimit {

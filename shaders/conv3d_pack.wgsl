@@ -1,0 +1,46 @@
+// Weights in the order in which conv3d_tile.wgsl reads them; one vec4 over four output channels an invocation.
+// uses: grid
+// MODE 0: forward; 1: input gradient at stride 1 (taps flipped, channels swapped);
+// 2: input gradient at stride = kernel (one output channel block per tap, channels swapped).
+struct Params {
+    kd: u32, kh: u32, kw: u32,      // the weight's kernel
+    rows: u32, columns: u32,        // input and output channels of the tile kernel's convolution (columns without taps)
+    c0: u32, co: u32, ci_total: u32,
+    bkd: u32, bkh: u32, bkw: u32,   // kernel of the tile kernel's convolution: (1, 1, 1) in mode 2
+    wide: u32,                      // output channels per block
+    body: u32,                      // vec4 per (block, input quad, kd, kh)
+    total: u32,                     // vec4 in all
+}
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> weight: array<f32>;                // [kd, kh, kw, co, ci_total]
+@group(0) @binding(2) var<storage, read_write> packed: array<vec4<f32>>;    // [block][input quad][kd][kh][body]
+
+fn element(row: u32, column: u32, tap: u32) -> f32 {
+    let taps = p.kd * p.kh * p.kw;
+    if MODE == 0u { return weight[(tap * p.co + column) * p.ci_total + p.c0 + row]; }
+    if MODE == 1u { return weight[((taps - 1u - tap) * p.co + row) * p.ci_total + p.c0 + column]; }
+    return weight[(column / p.columns * p.co + row) * p.ci_total + p.c0 + column % p.columns];
+}
+
+@compute @workgroup_size(64)
+fn pack(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) t: u32) {
+    let id = flat_group(wg, count) * 64u + t;
+    if id < p.total {
+        let quads = p.wide / 4u;
+        let i = id % p.body;
+        let kh = (id / p.body) % p.bkh;
+        let kd = (id / (p.body * p.bkh)) % p.bkd;
+        let quad = (id / (p.body * p.bkh * p.bkd)) % (p.rows / 4u);
+        let block = id / (p.body * p.bkh * p.bkd * (p.rows / 4u));
+        var v = vec4<f32>();
+        if i < 4u * p.bkw * quads {
+            let r = i % quads;
+            let kw = (i / quads) % p.bkw;
+            let row = quad * 4u + i / (quads * p.bkw);
+            let column = block * p.wide + r * 4u;
+            let tap = (kd * p.bkh + kh) * p.bkw + kw;
+            v = vec4<f32>(element(row, column, tap), element(row, column + 1u, tap), element(row, column + 2u, tap), element(row, column + 3u, tap));
+        }
+        packed[id] = v;
+    }
+}

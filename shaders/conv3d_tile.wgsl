@@ -1,0 +1,49 @@
+// 3D convolution, register tile: an invocation owns TW neighbouring outputs along W times WIDE output channels.
+// Channels in fours; out-of-grid reads are clamped and masked, so tensors carry no halo. Weights come packed by
+// conv3d_pack.wgsl, either read directly or, with eight-lane subgroups, one vec4 a lane and broadcast.
+// uses: grid
+// expects: LANES, D, H, W, OD, OH, OW, WB (tiles per row), CI4, CO4, KD, KH, SD, SH, SW, PD, PH, PW, BODY, BLOCKS;
+// FD, FH, FW: each output goes to its FD×FH×FW block, the tap chosen by the channel block (1, 1, 1 otherwise)
+struct Params { samples: u32 }
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> input: array<vec4<f32>>;           // [N, D, H, W, CI4]
+@group(0) @binding(2) var<storage, read> packed: array<vec4<f32>>;          // [block][CI4][KD][KH][BODY]
+@group(0) @binding(3) var<storage, read> bias: array<vec4<f32>>;            // [CO4]
+@group(0) @binding(4) var<storage, read_write> output: array<vec4<f32>>;    // [N, OD·FD, OH·FH, OW·FW, CO4]
+
+@compute @workgroup_size(LANES)
+//@signature
+    let group = flat_group(wg, count);
+    let items = p.samples * OD * OH * WB;
+    let blocks = (items + LANES - 1u) / LANES;
+    let block = min(group / blocks, BLOCKS - 1u);
+    let item = (group % blocks) * LANES + t;
+    let live = item < items && group / blocks < BLOCKS;
+    let at = min(item, items - 1u);
+    let wb = at % WB;
+    let oh = (at / WB) % OH;
+    let od = (at / (WB * OH)) % OD;
+    let n = at / (WB * OH * OD);
+    let first = i32(wb * TW * SW) - i32(PW);
+    let tap = block * WIDE4 / CO4;
+    let out_w = (((n * OD + od) * FD + tap / (FH * FW)) * OH + oh) * FH + tap / FW % FH;
+    let out = ((out_w * OW + wb * TW) * FW + tap % FW) * CO4 + block * WIDE4 % CO4;
+//@begin
+    for (var c = 0u; c < CI4; c++) {
+        for (var kd = 0u; kd < KD; kd++) {
+            let d = i32(od * SD + kd) - i32(PD);
+            let dc = u32(clamp(d, 0, i32(D) - 1));
+            for (var kh = 0u; kh < KH; kh++) {
+                let h = i32(oh * SH + kh) - i32(PH);
+                let hc = u32(clamp(h, 0, i32(H) - 1));
+                let row = ((n * D + dc) * H + hc) * W * CI4 + c;
+                let inside = i32(dc) == d && i32(hc) == h;
+                let k = (((block * CI4 + c) * KD + kd) * KH + kh) * BODY;
+//@body
+            }
+        }
+    }
+    if live {
+//@store
+    }
+}

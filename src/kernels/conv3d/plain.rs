@@ -1,0 +1,124 @@
+//! The plain variant: one element an invocation, and the splits of weight gradients.
+
+use std::sync::Arc;
+
+use super::{Geom, Source};
+use crate::error::Result;
+use crate::gpu::{Dispatch, Kind, Recorder, View};
+use crate::kernels::{batch_parts, specialise};
+
+fn source() -> Arc<str> {
+    specialise("conv3d", &[], &[])
+}
+
+fn geometry(d: Dispatch, g: &Geom, batch: usize, s: Source, bias: bool, accumulate: bool, splits: usize) -> Dispatch {
+    let (o, k) = (g.output(), g.kernel);
+    d.param("batch", batch)
+        .param("d", g.input[0])
+        .param("h", g.input[1])
+        .param("w", g.input[2])
+        .param("od", o[0])
+        .param("oh", o[1])
+        .param("ow", o[2])
+        .param("ci", s.channels)
+        .param("co", g.out_channels)
+        .param("c0", s.first)
+        .param("ci_total", g.in_channels)
+        .param("kd", k[0])
+        .param("kh", k[1])
+        .param("kw", k[2])
+        .param("sd", g.stride[0])
+        .param("sh", g.stride[1])
+        .param("sw", g.stride[2])
+        .param("pd", g.padding[0])
+        .param("ph", g.padding[1])
+        .param("pw", g.padding[2])
+        .param("bias", u32::from(bias))
+        .param("accumulate", u32::from(accumulate))
+        .param("splits", splits)
+}
+
+pub(super) fn forward(
+    rec: &mut Recorder<'_>,
+    g: &Geom,
+    s: Source,
+    input: View,
+    weight: View,
+    bias: Option<View>,
+    output: View,
+    accumulate: bool,
+) -> Result<()> {
+    let (xs, ys, flops) = (g.input_sample(s.channels), g.output_sample(), g.flops_per_sample(s.channels));
+    for (n0, n) in batch_parts(rec.caps, "conv3d", g.batch, &[xs, ys], flops)? {
+        let d = Dispatch::new("conv3d", "forward", source())
+            .bind(input.slice(n0 * xs, n * xs))
+            .bind(weight)
+            .bind(bias.unwrap_or(weight))
+            .bind(output.slice(n0 * ys, n * ys));
+        rec.push(geometry(d, g, n, s, bias.is_some(), accumulate, 1).items(n * ys, 64).flops(flops * n as u64));
+    }
+    Ok(())
+}
+
+pub(super) fn backward_input(
+    rec: &mut Recorder<'_>,
+    g: &Geom,
+    s: Source,
+    d_output: View,
+    weight: View,
+    bias: Option<View>,
+    d_input: View,
+) -> Result<()> {
+    let (xs, ys, flops) = (g.input_sample(s.channels), g.output_sample(), g.flops_per_sample(s.channels));
+    for (n0, n) in batch_parts(rec.caps, "conv3d", g.batch, &[xs, ys], flops)? {
+        let d = Dispatch::new("conv3d", "backward_input", source())
+            .bind(weight)
+            .bind(bias.unwrap_or(weight))
+            .bind(d_output.slice(n0 * ys, n * ys))
+            .bind(d_input.slice(n0 * xs, n * xs));
+        rec.push(geometry(d, g, n, s, bias.is_some(), false, 1).items(n * xs, 64).flops(flops * n as u64));
+    }
+    Ok(())
+}
+
+pub(super) fn backward_weight(rec: &mut Recorder<'_>, g: &Geom, s: Source, input: View, d_output: View, d_weight: View) -> Result<()> {
+    let elements = g.taps() * g.out_channels * s.channels;
+    let (xs, ys, flops) = (g.input_sample(s.channels), g.output_sample(), g.flops_per_sample(s.channels));
+    let parts = batch_parts(rec.caps, "conv3d", g.batch, &[xs, ys], flops)?;
+    let o = g.output();
+    let rows = parts[0].1 * o[0] * o[1];
+    let splits = split_count(rec, elements, rows, elements.div_ceil(64), parts.len());
+    let part = rec.scratch(elements * splits * parts.len());
+    for (i, &(n0, n)) in parts.iter().enumerate() {
+        let d = Dispatch::new("conv3d", "backward_weight", source())
+            .bind(input.slice(n0 * xs, n * xs))
+            .bind(d_output.slice(n0 * ys, n * ys))
+            .bind(part.slice(i * splits * elements, splits * elements));
+        rec.push(geometry(d, g, n, s, false, false, splits).items(elements * splits, 64).flops(flops * n as u64));
+    }
+    sum(rec, g, s, part, splits * parts.len(), d_weight);
+    Ok(())
+}
+
+/// How many splits of `rows` rows a weight gradient uses: enough workgroups to fill the adapter,
+/// few enough that all `parts × splits` partials of `elements` elements fit one binding and
+/// that a partial is not larger than what it was summed from.
+pub(super) fn split_count(rec: &Recorder<'_>, elements: usize, rows: usize, groups: usize, parts: usize) -> usize {
+    let wanted = if rec.caps.kind == Kind::Cpu { 32 } else { 2048 };
+    let bound = usize::try_from(rec.caps.max_binding / 2 / 4).unwrap_or(usize::MAX) / (elements * parts).max(1);
+    // Alignment of each part's slice of the partials.
+    let splits = (wanted / groups.max(1)).clamp(1, rows.max(1)).min(bound.max(1));
+    let align = usize::try_from(rec.caps.storage_align / 4).unwrap_or(64).max(1);
+    if parts == 1 {
+        return splits;
+    }
+    (splits..splits + align).find(|s| (s * elements).is_multiple_of(align)).unwrap_or(splits)
+}
+
+/// Adds `splits` partials `[taps, C_out, c]` into the source's channels of `d_weight`.
+pub(super) fn sum(rec: &mut Recorder<'_>, g: &Geom, s: Source, part: View, splits: usize, d_weight: View) {
+    let pairs = g.taps() * g.out_channels;
+    let d = Dispatch::new("conv3d", "sum", specialise("conv3d_sum", &[], &[])).bind(part).bind(d_weight);
+    let d = d.param("splits", splits).param("pairs", pairs).param("ci", s.channels).param("c0", s.first);
+    rec.push(d.param("ci_total", g.in_channels).items(pairs * s.channels, 64).flops((splits * pairs * s.channels) as u64));
+}
