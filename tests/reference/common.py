@@ -67,26 +67,36 @@ def images(batch, size, seed):
     return as_tensor(inputs), as_tensor(targets)
 
 
+def randomise_slopes(net, generator):
+    """Gives every PReLU slopes that differ by channel; returns them by name."""
+    slopes = {name: p for name, p in net.named_parameters() if name.endswith(".activation.weight")}
+    with torch.no_grad():
+        for slope in slopes.values():
+            slope.uniform_(0.05, 0.5, generator=generator)
+    return slopes
+
+
 def prepare_state(net, batch, size, seed):
     """Gives a freshly built f32 network a state in which nothing is trivial.
 
     Batch-norm scales, shifts and running buffers leave their initial ones and zeros, so that forgetting one of
-    them shows. The buffers come from a few training forwards on other images, so that evaluation stays sensible.
+    them shows. The buffers are means over a few training forwards on other images, so that evaluation is sensible.
     """
     generator = torch.Generator().manual_seed(seed)
+    norms = [module for module in net.modules() if isinstance(module, torch.nn.BatchNorm3d)]
+    momenta = [module.momentum for module in norms]
     with torch.no_grad():
-        for module in net.modules():
-            if isinstance(module, torch.nn.BatchNorm3d):
-                module.weight.uniform_(0.5, 1.5, generator=generator)
-                module.bias.uniform_(-0.3, 0.3, generator=generator)
-            if isinstance(module, torch.nn.PReLU):
-                module.weight.uniform_(0.05, 0.5, generator=generator)
+        for module in norms:
+            module.momentum = None  # the plain mean over all batches
+            module.weight.uniform_(0.5, 1.5, generator=generator)
+            module.bias.uniform_(-0.3, 0.3, generator=generator)
+        randomise_slopes(net, generator)
         net.train()
-        for step in range(20):
+        for step in range(4):
             net(images(batch, size, seed + 1000 + step)[0])
-        for name, buffer in net.named_buffers():
-            if name.endswith("num_batches_tracked"):
-                buffer.zero_()
+        for module, momentum in zip(norms, momenta):
+            module.momentum = momentum
+            module.num_batches_tracked.zero_()
 
 
 def normalised_bias(name):
@@ -99,24 +109,30 @@ def normalised_bias(name):
 
 
 def summary(reference, other):
-    """Prints how far `other` is from `reference`, by group of tensors: worst and median relative error.
+    """Prints how far `other` is from `reference`, by group of tensors: the worst tensor and the median.
 
-    The error of one tensor is the largest difference over the largest value of the reference tensor.
+    Two errors of a tensor: the largest difference over the largest reference value, and the same with Euclidean
+    norms. The second says more of gradients of large networks, where a few of the many values next to a kink of
+    ReLU or a tie of max-pooling fall on the other side.
     """
     groups = {}
     for name, want in reference.items():
         if not want.is_floating_point() or name in ("input", "target"):
             continue
-        bare = name.split(".", 1)[1] if "." in name else name
-        group = name.split(".", 1)[0]
+        group, _, bare = name.partition(".")
+        difference = other[name] - want
         if normalised_bias(bare):
-            group += " (bias before batch norm, absolute)"
-            error = (other[name] - want).abs().max().item()
+            group += " (biases before batch norm, absolute)"
+            scales = (1.0, 1.0)
         else:
             if bare.endswith(("running_mean", "running_var")):
                 group += " (running buffers)"
-            error = (other[name] - want).abs().max().item() / max(want.abs().max().item(), 1e-30)
-        groups.setdefault(group, []).append((error, name))
+            scales = (want.abs().max().item(), want.norm().item())
+        errors = (difference.abs().max().item() / max(scales[0], 1e-30), difference.norm().item() / max(scales[1], 1e-30))
+        groups.setdefault(group, []).append((*errors, name))
     for group, errors in groups.items():
         errors.sort()
-        print(f"  {group}: worst {errors[-1][0]:.1e} at {errors[-1][1]}, median {errors[len(errors) // 2][0]:.1e}")
+        norms = sorted(error[1] for error in errors)
+        middle = len(errors) // 2
+        print(f"  {group}: largest {errors[-1][0]:.1e} ({errors[-1][2]}), median {errors[middle][0]:.1e}; "
+              f"norm: largest {norms[-1]:.1e}, median {norms[middle]:.1e}")

@@ -6,8 +6,8 @@ Every network here has base width 2. What is in each folder:
     unet_elu_base2        E: the same with ELU (*)
     unet_prelu_base2      E: the same with PReLU; W holds the slopes only (*)
     classifier_base2      E: encoder and class head with the weights of ynet_base2 (*)
-    keras_base2           W, E: Y-Net of the Keras variant
-    autoencoder_base2     W, E: autoencoder without skips; input = target
+    keras_base2           W, E: Y-Net of the Keras variant (*)
+    autoencoder_base2     W, E: autoencoder without skips; input = target (*)
 
 (*) To keep the files small, gradients of more than 4096 elements are left out: those of the deepest convolutions,
 through which the gradients kept have passed.
@@ -33,7 +33,6 @@ from ynet import expected, make_batch
 
 BASE, CLASSES = 2, 5
 LARGEST_GRADIENT = 4096
-SLOPES = ".activation.weight"
 TRACED = ("down_tr64.ops.0.conv1.weight", "up_tr64.ops.1.bn1.weight", "out_tr.final_conv.weight", "clc_out.fc1.bias")
 
 
@@ -69,11 +68,7 @@ def main():
     for seed, (act, folder, batch, size) in enumerate(unets, start=11):
         net = from_shared("unet", act)
         if act == "prelu":
-            generator = torch.Generator().manual_seed(seed)
-            slopes = {name: p for name, p in net.named_parameters() if name.endswith(SLOPES)}
-            with torch.no_grad():
-                for slope in slopes.values():
-                    slope.uniform_(0.05, 0.5, generator=generator)
+            slopes = common.randomise_slopes(net, torch.Generator().manual_seed(seed))
             common.save(options.out / folder / "W.safetensors", slopes, {**about, "activation": act})
         result = expected(net, make_batch(batch, size, CLASSES, seed), steps=0, double=True)
         if act != "relu":
@@ -92,7 +87,7 @@ def main():
         common.prepare_state(net, 2, size, seed)
         common.save(options.out / folder / "W.safetensors", net.state_dict(), {**about, "model": model})
         batch = make_batch(2, size, CLASSES, seed, identity=model == "autoencoder")
-        result = expected(net, batch, steps=0, double=True)
+        result = without_large_gradients(expected(net, batch, steps=0, double=True))
         common.save(options.out / folder / "E.safetensors", result, {**about, "model": model})
         restored, logits = evaluate(net, batch)
         name = model.split("-")[0]
