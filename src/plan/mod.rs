@@ -1,0 +1,163 @@
+//! From a graph to a list of dispatches with memory assigned, before anything is allocated.
+//!
+//! [`Plan::new`] lowers every operation to dispatches for the adapter's capabilities, gives every
+//! computed value a slot by lifetime and knows peak memory, operations and bytes. [`Store`] holds
+//! the flat parameter, gradient and optimiser buffers; [`Session`] binds a plan to a store and
+//! replays it.
+
+mod lower;
+mod memory;
+mod session;
+
+pub use session::{Session, Store};
+
+use crate::error::Result;
+use crate::gpu::{BufferId, Caps, Dispatch, Recorder};
+use crate::graph::{Graph, Home, ValueId};
+
+/// Buffers of a plan by name: the flat ones, then one for each value.
+pub(crate) mod ids {
+    use crate::gpu::BufferId;
+
+    pub(crate) const PARAMS: BufferId = BufferId(0);
+    pub(crate) const GRADS: BufferId = BufferId(1);
+    pub(crate) const STATE: BufferId = BufferId(2);
+    /// First of the values' ids.
+    pub(crate) const VALUES: u32 = 16;
+}
+
+/// What one operation became.
+#[derive(Clone, Debug)]
+pub struct PlannedOp {
+    /// The layer.
+    pub label: String,
+    /// The operation's name.
+    pub op: &'static str,
+    /// Shape of the first result.
+    pub shape: String,
+    /// Range within the plan's dispatches.
+    pub dispatches: std::ops::Range<usize>,
+    /// Multiply-adds × 2, or the like.
+    pub flops: u64,
+    /// Bytes bound, the least that moves.
+    pub bytes: u64,
+    /// Slots of its results.
+    pub slots: Vec<usize>,
+}
+
+/// A graph made ready for one kind of adapter.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The graph.
+    pub graph: Graph,
+    /// All dispatches; scratch and computed values are already named by slot.
+    pub dispatches: Vec<Dispatch>,
+    /// The operations.
+    pub ops: Vec<PlannedOp>,
+    /// Bytes of each slot.
+    pub slots: Vec<u64>,
+    /// The slot of each computed or input value.
+    slot_of: Vec<Option<usize>>,
+    /// Whether the plan computes gradients.
+    has_grads: bool,
+}
+
+impl Plan {
+    /// Lowers `graph` for an adapter; memory is shared between values whose lifetimes do not overlap.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::ExceedsLimit`] for what the adapter cannot hold however it is sliced.
+    pub fn new(graph: &Graph, caps: &Caps) -> Result<Self> {
+        Self::build(graph, caps, true)
+    }
+
+    /// As [`Plan::new`], with a slot of its own for every value: each stays readable after a run.
+    ///
+    /// # Errors
+    /// As [`Plan::new`].
+    pub fn unshared(graph: &Graph, caps: &Caps) -> Result<Self> {
+        Self::build(graph, caps, false)
+    }
+
+    fn build(graph: &Graph, caps: &Caps, share: bool) -> Result<Self> {
+        let mut lowered = Vec::with_capacity(graph.nodes().len());
+        for node in graph.nodes() {
+            let mut rec = Recorder::new(caps);
+            lower::lower(graph, node, &mut rec)?;
+            lowered.push((rec.dispatches, rec.scratch));
+        }
+        let assignment = memory::assign(graph, lowered.iter().map(|l| l.1.as_slice()), share);
+        let mut plan = Self {
+            graph: graph.clone(),
+            dispatches: Vec::new(),
+            ops: Vec::new(),
+            slots: assignment.slots,
+            slot_of: assignment.slot_of,
+            has_grads: graph.values().iter().any(|v| matches!(v.home, Home::Grad(_))),
+        };
+        for ((node, (dispatches, _)), scratch_slots) in graph.nodes().iter().zip(lowered).zip(assignment.scratch) {
+            let first = plan.dispatches.len();
+            for mut d in dispatches {
+                for view in &mut d.bindings {
+                    view.buffer = match view.buffer.as_scratch() {
+                        Some(k) => slot_id(scratch_slots[k]),
+                        None => plan.resolve(view.buffer),
+                    };
+                }
+                plan.dispatches.push(d);
+            }
+            let range = first..plan.dispatches.len();
+            plan.ops.push(PlannedOp {
+                label: node.label.clone(),
+                op: node.op.name(),
+                shape: graph.shape(node.outputs[0]).to_string(),
+                flops: plan.dispatches[range.clone()].iter().map(|d| d.flops).sum(),
+                bytes: plan.dispatches[range.clone()].iter().map(|d| d.bytes).sum(),
+                dispatches: range,
+                slots: node.outputs.iter().filter_map(|o| plan.slot_of[o.0]).collect(),
+            });
+        }
+        Ok(plan)
+    }
+
+    /// The buffer behind a value's id.
+    fn resolve(&self, id: BufferId) -> BufferId {
+        match id.0.checked_sub(ids::VALUES) {
+            Some(value) => self.slot_of[value as usize].map_or(id, slot_id),
+            None => id,
+        }
+    }
+
+    /// The slot that holds `value`, unless it lives in a flat buffer.
+    pub fn slot(&self, value: ValueId) -> Option<usize> {
+        self.slot_of[value.0]
+    }
+
+    /// Multiply-adds × 2 of one run.
+    pub fn flops(&self) -> u64 {
+        self.ops.iter().map(|o| o.flops).sum()
+    }
+
+    /// Bytes bound over one run.
+    pub fn bytes(&self) -> u64 {
+        self.ops.iter().map(|o| o.bytes).sum()
+    }
+
+    /// Device bytes of the slots: inputs, activations, gradients of activations and scratch.
+    pub fn slot_bytes(&self) -> u64 {
+        self.slots.iter().map(|b| b.max(&4).next_multiple_of(4)).sum()
+    }
+
+    /// Device bytes of the flat buffers of a [`Store`] for this graph with `moments` moment buffers.
+    pub fn store_bytes(&self, moments: u64) -> u64 {
+        let params = (self.graph.params.flat_len() as u64 * 4).max(4);
+        let grads = if self.has_grads { params } else { 0 };
+        params * (1 + moments) + grads + (self.graph.state.flat_len() as u64 * 4).max(4)
+    }
+}
+
+/// Name of a slot among the buffers of a finished plan.
+fn slot_id(slot: usize) -> BufferId {
+    #[expect(clippy::cast_possible_truncation, reason = "plans have few slots")]
+    BufferId(slot as u32 + ids::VALUES)
+}
