@@ -553,7 +553,10 @@ impl Config {
         }
         let unit = 1usize << (m.depth - 1);
         if self.cube.size.iter().any(|&s| s == 0 || s % unit != 0 || s > 512) {
-            return bad("cube.size", format!("{:?} must be multiples of {unit} up to 512 (the encoder halves each axis {} times)", self.cube.size, m.depth - 1));
+            return bad(
+                "cube.size",
+                format!("{:?} must be multiples of {unit} up to 512 (the encoder halves each axis {} times)", self.cube.size, m.depth - 1),
+            );
         }
         let ae = &d.autoencoder;
         if ae.input.iter().any(|&s| s == 0 || s % unit != 0 || s > 512) {
@@ -646,7 +649,8 @@ mod tests {
 
     #[test]
     fn written_configuration_reads_back() {
-        let c = set(&["train.preset=models-genesis", "cube.size=[32,32,16]", "prepare.spacing=[1,1,2.5]", "loss.classification=1"]).unwrap();
+        let c =
+            set(&["train.preset=models-genesis", "cube.size=[32,32,16]", "prepare.spacing=[1,1,2.5]", "loss.classification=1"]).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("c.toml");
         std::fs::write(&path, c.to_toml()).unwrap();
@@ -665,7 +669,14 @@ mod tests {
 
     #[test]
     fn wrong_values_name_the_key() {
-        for pair in ["train.batch_size=-1", "train.preset=nonsense", "cube.size=[30,64,32]", "train.learning_rate=0", "model.classes=many", "train.batch_size=0"] {
+        for pair in [
+            "train.batch_size=-1",
+            "train.preset=nonsense",
+            "cube.size=[30,64,32]",
+            "train.learning_rate=0",
+            "model.classes=many",
+            "train.batch_size=0",
+        ] {
             let e = set(&[pair]).unwrap_err();
             assert!(e.to_string().contains(pair.split('=').next().unwrap()), "{e}");
             assert_eq!(e.exit_code(), 2);
