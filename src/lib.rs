@@ -3,6 +3,7 @@
 
 pub mod config;
 pub mod data;
+pub mod discover;
 pub mod error;
 pub mod files;
 pub mod rng;

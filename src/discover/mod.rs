@@ -1,0 +1,4 @@
+//! Self-discovery: places that look alike in patients that look alike become pseudo labels.
+
+pub mod coordinates;
+pub mod neighbours;
