@@ -7,3 +7,4 @@ pub mod discover;
 pub mod error;
 pub mod files;
 pub mod rng;
+pub mod train;
