@@ -5,17 +5,19 @@
 //! validation scans in the same order. On disk it is one JSON file, described in [`file`].
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, Cube, Discover, Filter, Modality};
-use crate::data::cubes::CropEntry;
+use crate::data::cubes::{CropEntry, Voxels, cut};
 use crate::data::resize;
 use crate::discover::coordinates::{Place, Rules, Tissue};
 use crate::discover::neighbours::{Ranking, clamp, train_list, validation_list};
 use crate::discover::windows::WindowRule;
 use crate::error::{Error, Result};
 use crate::rng::{Key, Purpose};
+use crate::train::loader::Samples;
 
 pub mod file;
 
@@ -255,6 +257,48 @@ impl Manifest {
     pub fn entry(&self, i: u32) -> Option<CropEntry> {
         let crop = self.crops.get(i as usize)?;
         Some(CropEntry { source: crop.scan, start: crop.start, size: crop.size, out: self.header.cube.size })
+    }
+
+    /// The crops of `split` for a [`crate::train::loader::Loader`], cut from `volumes`: one per
+    /// scan, in the order of the store.
+    ///
+    /// # Errors
+    /// Volumes that do not fit the manifest, or no crops of this split.
+    pub fn samples<V>(self: &Arc<Self>, split: Split, volumes: Arc<Vec<V>>) -> Result<Arc<Samples>>
+    where
+        V: Voxels + Send + Sync + 'static,
+    {
+        if volumes.len() != self.scans.len() {
+            return Err(Error::Usage(format!(
+                "the manifest lists {} scans, but the prepared set holds {}",
+                self.scans.len(),
+                volumes.len()
+            )));
+        }
+        if let Some((v, scan)) = volumes.iter().zip(&self.scans).find(|(v, _)| v.size() != self.header.grid) {
+            return Err(Error::Usage(format!(
+                "scan {} has size {:?}, but the manifest was made for {:?}",
+                scan.id,
+                v.size(),
+                self.header.grid
+            )));
+        }
+        let range = match split {
+            Split::Train => self.train(),
+            Split::Validation => self.validation(),
+        };
+        if range.is_empty() {
+            return Err(Error::Usage(format!(
+                "the manifest lists no {split:?} crops; check prepare.validation_fraction and the number of scans"
+            )));
+        }
+        let items: Vec<(u32, u32)> = range.map(|i| (i, self.crops[i as usize].label)).collect();
+        let manifest = Arc::clone(self);
+        Samples::new(items, self.header.cube.size.iter().product(), move |i| {
+            let entry = manifest.entry(i).ok_or_else(|| Error::Failed(format!("the manifest has no crop {i}")))?;
+            let volume = volumes.get(entry.source as usize).ok_or_else(|| Error::Failed(format!("there is no scan {}", entry.source)))?;
+            cut(volume, &entry)
+        })
     }
 
     /// Distance of the features of crop `i`'s scan to those of its class's reference.

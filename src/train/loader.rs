@@ -100,8 +100,8 @@ impl Samples {
         order
     }
 
-    /// Reads the samples at `positions`, then repeats them until there are `batch`; `None` if `stop` came first.
-    fn fill(&self, positions: &[usize], batch: usize, stop: &AtomicBool) -> Option<Result<(Vec<u32>, Vec<u32>, Vec<f32>)>> {
+    /// The cubes at `positions`, repeated until there are `batch`; `None` if `stop` came first.
+    fn cubes(&self, positions: &[usize], batch: usize, stop: &AtomicBool) -> Option<Result<Vec<f32>>> {
         let len = self.cube_len;
         let mut cubes = vec![0f32; batch * len];
         let read = |(out, &p): (&mut [f32], &usize)| -> Result<()> {
@@ -128,8 +128,7 @@ impl Samples {
         for i in n..batch {
             cubes.copy_within((i % n) * len..(i % n + 1) * len, i * len);
         }
-        let of = |values: &[u32]| (0..batch).map(|i| values[positions[i % n]]).collect();
-        Some(Ok((of(&self.crops), of(&self.labels), cubes)))
+        Some(Ok(cubes))
     }
 }
 
@@ -244,8 +243,10 @@ impl Sender<'_> {
     }
 
     fn send(&mut self, epoch: u32, index: usize, positions: &[usize], valid: usize) -> Result<(), Ended> {
-        let filled = self.pool.install(|| self.samples.fill(positions, self.batch, self.stop)).ok_or(Ended)?;
-        let batch = filled.map(|(samples, labels, cubes)| Batch { epoch, index: index as u32, samples, cubes, labels, valid });
+        let cubes = self.pool.install(|| self.samples.cubes(positions, self.batch, self.stop)).ok_or(Ended)?;
+        let of = |values: &[u32]| positions.iter().cycle().take(self.batch).map(|&p| values[p]).collect();
+        let (samples, labels) = (of(&self.samples.crops), of(&self.samples.labels));
+        let batch = cubes.map(|cubes| Batch { epoch, index: index as u32, samples, cubes, labels, valid });
         let failed = batch.is_err();
         self.sender.send(batch).map_err(|_| Ended)?;
         if failed { Err(Ended) } else { Ok(()) }

@@ -29,5 +29,5 @@ def pattern(size):
 print(f"// numpy {np.__version__}, scipy {scipy.__version__}, scikit-image {skimage.__version__}")
 for size, to in CASES:
     out = resize(pattern(size), to, order=1, mode="reflect", anti_aliasing=True, clip=False)
-    numbers = ", ".join(f"{v:.7f}" for v in out.ravel())
+    numbers = ", ".join(np.format_float_positional(v, trim="0") for v in out.ravel().astype(np.float32))
     print(f"(\n    {list(size)},\n    {list(to)},\n    &[{numbers}],\n),")

@@ -1,4 +1,5 @@
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -10,6 +11,7 @@ use crate::discover::coordinates::{Rules, Tissue, find};
 use crate::discover::manifest::Inputs;
 use crate::discover::neighbours::nearest;
 use crate::rng::{Key, Purpose, unit_f32};
+use crate::train::loader::{Batch, Loader};
 
 fn config() -> Config {
     let mut c = Config { seed: 11, ..Config::default() };
@@ -104,6 +106,42 @@ fn all_crops_are_listed_and_can_be_cut() {
     assert_eq!((m.entry(70), m.distance(70)), (None, None));
     let windows: HashSet<_> = m.crops().iter().filter(|c| c.resolution > 1).map(|c| (c.start, c.size)).collect();
     assert!(windows.len() > 20, "windows are drawn separately per neighbour and resolution");
+}
+
+/// From manifest and volumes to batches: every cube is the one its crop describes.
+#[test]
+fn the_loader_gives_the_cubes_of_the_manifest() {
+    let m = Arc::new(small());
+    let grid = m.header().grid;
+    let volume = |s: usize| Dense::from_fn(grid, move |x, y, z| ((s * 31 + x * 7 + y * 5 + z * 3) % 64) as f32 / 64.0);
+    let volumes: Arc<Vec<Dense>> = Arc::new((0..9).map(volume).collect());
+    let check = |b: &Batch| {
+        for (i, cube) in b.samples.iter().zip(b.cubes.chunks(16 * 16 * 8)) {
+            let entry = m.entry(*i).unwrap();
+            assert_eq!(cut(&volumes[entry.source as usize], &entry).unwrap(), cube);
+        }
+        assert!(b.samples.iter().zip(&b.labels).all(|(&i, &l)| m.crops()[i as usize].label == l));
+    };
+    let train = m.samples(Split::Train, Arc::clone(&volumes)).unwrap();
+    let mut seen: Vec<u32> = Vec::new();
+    for b in Loader::train(Arc::clone(&train), 12, Key::new(1), 0, 0).unwrap().take(train.train_batches(12)) {
+        let b = b.unwrap();
+        check(&b);
+        seen.extend(b.samples);
+    }
+    seen.sort_unstable();
+    assert!(seen.into_iter().eq(m.train()));
+    let validation = m.samples(Split::Validation, Arc::clone(&volumes)).unwrap();
+    let batches: Vec<Batch> = Loader::validation(validation, 4).unwrap().map(Result::unwrap).collect();
+    batches.iter().for_each(check);
+    assert!(batches.iter().flat_map(|b| &b.samples[..b.valid]).copied().eq(m.validation()));
+
+    let e = m.samples(Split::Train, Arc::new(volumes[1..].to_vec())).err().unwrap().to_string();
+    assert!(e.contains("9 scans") && e.contains("holds 8"), "{e}");
+    let mut other = volumes.to_vec();
+    other[3] = Dense::from_fn([8, 8, 8], |_, _, _| 0.0);
+    let e = m.samples(Split::Train, Arc::new(other)).err().unwrap().to_string();
+    assert!(e.contains("scan-3") && e.contains("[8, 8, 8]"), "{e}");
 }
 
 #[test]
