@@ -2,7 +2,7 @@
 //!
 //! With the prepared volumes it determines every cube bit for bit. Crops are numbered: those of the
 //! train scans first, by class, rank of the neighbour and resolution, then those of the
-//! validation scans in the same order. On disk it is one JSON file, described in [`file`].
+//! validation scans in the same order. On disk it is one JSON file, described in [`mod@file`].
 
 use std::ops::Range;
 use std::sync::Arc;
