@@ -2,8 +2,11 @@
 //! method of self-supervised pretraining on it.
 
 pub mod config;
+pub mod data;
+pub mod discover;
 pub mod error;
 pub mod files;
 pub mod gpu;
 pub mod kernels;
 pub mod rng;
+pub mod train;

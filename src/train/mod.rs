@@ -1,0 +1,3 @@
+//! Training: from cubes to weights.
+
+pub mod loader;
