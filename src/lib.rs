@@ -2,6 +2,7 @@
 //! method of self-supervised pretraining on it.
 
 pub mod config;
+pub mod data;
 pub mod error;
 pub mod files;
 pub mod rng;
