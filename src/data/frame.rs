@@ -53,7 +53,8 @@ impl Frame {
         let world = multiply(affine, &turn);
         let s = spacing(&world);
         let cosines = lps_cosines(&world);
-        let oblique = (0..3).any(|r| (0..3).any(|c| r != c && !(cosines[r][c].abs() <= OBLIQUE)));
+        let aligned = (0..3).all(|r| (0..3).all(|c| r == c || cosines[r][c].abs() <= OBLIQUE));
+        let oblique = !aligned;
         let (whole, to_turned) = if oblique { slanted(turned, &world, target)? } else { straight(turned, s, target) };
         let to_source = multiply(&turn, &to_turned);
         let sigma = std::array::from_fn(|a| {
@@ -127,7 +128,8 @@ impl Frame {
         let smallest = spacing(&self.source_affine).into_iter().fold(f64::INFINITY, f64::min);
         for corner in [[0.0; 3], last, [last[0], 0.0, 0.0], [0.0, last[1], 0.0]] {
             let (a, b) = (apply(&map.affine, corner), apply(&self.source_affine, corner));
-            if (0..3).any(|r| !((a[r] - b[r]).abs() <= SAME_PLACE * smallest)) {
+            let same = (0..3).all(|r| (a[r] - b[r]).abs() <= SAME_PLACE * smallest);
+            if !same {
                 return Err(format!("voxel {corner:?} lies at {a:.2?} mm, but in its scan at {b:.2?} mm; resample it to the scan"));
             }
         }
@@ -201,9 +203,7 @@ mod tests {
             assert_eq!(f.oblique, affine == slant);
             // +x is left, +y posterior, +z superior, at the target spacing.
             for (r, want) in [[-1.5, 0.0, 0.0], [0.0, -2.5, 0.0], [0.0, 0.0, 3.0]].into_iter().enumerate() {
-                for col in 0..3 {
-                    assert!((f.affine[r][col] - want[col]).abs() < 1e-9, "{:?}", f.affine);
-                }
+                assert!(f.affine[r].iter().zip(want).all(|(got, want): (&f64, f64)| (got - want).abs() < 1e-9), "{:?}", f.affine);
             }
             // The middles coincide to half a prepared voxel.
             let a = apply(&f.affine, f.grid.map(|n| n as f64 / 2.0 - 0.5));

@@ -28,7 +28,8 @@ pub fn range(data: &[f32], modality: Modality, window: [f32; 2], mri: Mri) -> Re
         ));
     }
     let (lo, hi) = finite().fold((f32::INFINITY, f32::NEG_INFINITY), |(lo, hi), v| (lo.min(v), hi.max(v)));
-    if !(lo < hi) {
+    // Nothing finite leaves lo above hi.
+    if lo >= hi {
         return Err(format!("every voxel has the value {lo}; there is no image in it"));
     }
     let range = match (modality, mri) {
@@ -45,7 +46,7 @@ pub fn range(data: &[f32], modality: Modality, window: [f32; 2], mri: Mri) -> Re
             [rank(0.005), rank(0.995)]
         }
     };
-    if !(range[0] < range[1]) {
+    if range[0] >= range[1] {
         return Err(format!("its 0.5 and 99.5 percentiles are both {}; use another rule (prepare.mri)", range[0]));
     }
     if lo >= range[1] || hi <= range[0] {

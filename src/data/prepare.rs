@@ -105,10 +105,16 @@ pub fn prepare(inputs: &[PathBuf], out: &Path, config: &Config, on: &mut dyn FnM
 
     let total = found.scans.len();
     let mut done = 0;
-    let read = in_waves(&found.scans, |_| 0, false, |path| (hash_file(path).unwrap_or_default(), nifti::read_header(path)), |_| {
-        done += 1;
-        on(Progress::Read { done, total });
-    });
+    let read = in_waves(
+        &found.scans,
+        |_| 0,
+        false,
+        |path| (hash_file(path).unwrap_or_default(), nifti::read_header(path)),
+        |_| {
+            done += 1;
+            on(Progress::Read { done, total });
+        },
+    );
     let inputs_now: Vec<(PathBuf, String)> = found.scans.iter().zip(&read).map(|(p, (sha, _))| (absolute(p), sha.clone())).collect();
     if let Ok(old) = Store::open(out)
         && unchanged(old.index(), settings, config.seed, &inputs_now)
@@ -137,10 +143,16 @@ pub fn prepare(inputs: &[PathBuf], out: &Path, config: &Config, on: &mut dyn FnM
     let cost = |(c, _): &(&Candidate, &String)| c.header.voxels().saturating_mul(8).saturating_add(grid_bytes);
     let total = work.len();
     let mut done = 0;
-    let results = in_waves(&work, cost, !settings.keep_going, |(c, id)| one(c, id, &recipe, out), |_| {
-        done += 1;
-        on(Progress::Written { done, total });
-    });
+    let results = in_waves(
+        &work,
+        cost,
+        !settings.keep_going,
+        |(c, id)| one(c, id, &recipe, out),
+        |_| {
+            done += 1;
+            on(Progress::Written { done, total });
+        },
+    );
     let mut records = Vec::new();
     for (candidate, result) in candidates.iter().zip(results) {
         match result {
@@ -223,7 +235,9 @@ fn notes_before(candidates: &[Candidate], on: &mut dyn FnMut(Progress)) {
     let mut seen: BTreeMap<&str, &Path> = BTreeMap::new();
     for c in candidates {
         if c.header.form == Form::Pixdim {
-            let what = "its header does not say how the patient lies (no sform, no qform); index axes are taken as right, anterior, superior".to_owned();
+            let what =
+                "its header does not say how the patient lies (no sform, no qform); index axes are taken as right, anterior, superior"
+                    .to_owned();
             on(Progress::Note { path: c.path.clone(), what });
         }
         if let Some(other) = seen.get(c.sha256.as_str()) {
@@ -258,14 +272,28 @@ fn recipe(candidates: &[Candidate], settings: &Prepare, inputs: &[PathBuf]) -> R
             format!("the set's median voxel size is {spacing:?} mm, outside {SPACINGS:?}; check the headers or set prepare.spacing"),
         ));
     }
-    let mut recipe =
-        Recipe { modality: settings.modality, window: settings.window, mri: settings.mri, align: settings.align, spacing, grid: settings.grid.given() };
+    let mut recipe = Recipe {
+        modality: settings.modality,
+        window: settings.window,
+        mri: settings.mri,
+        align: settings.align,
+        spacing,
+        grid: settings.grid.given(),
+    };
     if recipe.grid.is_none() {
-        let sizes: Vec<[f64; 3]> =
-            candidates.iter().filter_map(|c| Frame::whole(c.header.size, &c.header.affine, spacing)).map(|f| f.whole.map(|n| n as f64)).collect();
+        let sizes: Vec<[f64; 3]> = candidates
+            .iter()
+            .filter_map(|c| Frame::whole(c.header.size, &c.header.affine, spacing))
+            .map(|f| f.whole.map(|n| n as f64))
+            .collect();
         let grid = median(&sizes).map(|n| (n.ceil() as usize).max(1).div_ceil(8).saturating_mul(8));
         if grid.iter().any(|&n| n > 4096) || voxels(grid).is_none_or(|n| n > MAX_VOXELS) {
-            return Err(Error::input(&first.path, format!("the set's median size is {grid:?} voxels of {spacing:?} mm, which is too large; set prepare.grid or prepare.spacing")));
+            return Err(Error::input(
+                &first.path,
+                format!(
+                    "the set's median size is {grid:?} voxels of {spacing:?} mm, which is too large; set prepare.grid or prepare.spacing"
+                ),
+            ));
         }
         recipe.grid = Some(grid);
     }
@@ -362,7 +390,13 @@ fn hash_file(path: &Path) -> Option<String> {
 ///
 /// `each` is called on this thread as results come in. If `stop` is set, no further wave begins after
 /// an error; results then end there.
-fn in_waves<T: Sync, R: Send + Outcome>(items: &[T], cost: impl Fn(&T) -> usize, stop: bool, work: impl Fn(&T) -> R + Sync, mut each: impl FnMut(&R)) -> Vec<R> {
+fn in_waves<T: Sync, R: Send + Outcome>(
+    items: &[T],
+    cost: impl Fn(&T) -> usize,
+    stop: bool,
+    work: impl Fn(&T) -> R + Sync,
+    mut each: impl FnMut(&R),
+) -> Vec<R> {
     let mut results: Vec<Option<R>> = Vec::new();
     results.resize_with(items.len(), || None);
     let mut start = 0;

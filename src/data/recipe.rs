@@ -68,11 +68,17 @@ impl Recipe {
         let frame = Frame::whole(size, affine, self.spacing).ok_or("has an affine that cannot be inverted; repair its header")?;
         let shrink = frame.sigma.iter().fold(0.0f64, |m, v| m.max(2.0 * v + 1.0));
         if shrink > MAX_SHRINK {
-            return Err(format!("has voxels of {s:.3?} mm, which the common {:.3?} mm would shrink {shrink:.0} times; check its header or prepare.spacing", self.spacing));
+            return Err(format!(
+                "has voxels of {s:.3?} mm, which the common {:.3?} mm would shrink {shrink:.0} times; check its header or prepare.spacing",
+                self.spacing
+            ));
         }
         let grid = self.grid.unwrap_or(frame.whole);
         if voxels(grid).is_none_or(|n| n > MAX_VOXELS) {
-            return Err(format!("has voxels of {s:.3?} mm and would need a grid of {grid:?} at {:.3?} mm; check its header, prepare.spacing and prepare.grid", self.spacing));
+            return Err(format!(
+                "has voxels of {s:.3?} mm and would need a grid of {grid:?} at {:.3?} mm; check its header, prepare.spacing and prepare.grid",
+                self.spacing
+            ));
         }
         Ok(frame)
     }

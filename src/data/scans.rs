@@ -36,7 +36,21 @@ const EQUAL: f64 = 0.75;
 
 /// Words that a label map's name adds to its scan's.
 const WORDS: [&str; 15] = [
-    "annotation", "gt", "label", "labelmap", "labels", "mask", "masks", "organs", "roi", "seg", "segm", "segmentation", "segmentations", "segs", "truth",
+    "annotation",
+    "gt",
+    "label",
+    "labelmap",
+    "labels",
+    "mask",
+    "masks",
+    "organs",
+    "roi",
+    "seg",
+    "segm",
+    "segmentation",
+    "segmentations",
+    "segs",
+    "truth",
 ];
 
 /// Searches files and folders (recursively; hidden entries are ignored) for `.nii` and `.nii.gz` scans.
@@ -81,7 +95,11 @@ pub fn find(inputs: &[PathBuf]) -> Result<Found> {
     }
     match found.left_out.first() {
         Some((file, reason)) if found.scans.is_empty() => {
-            let what = format!("no scan was found; {} files were taken for label maps, the first being {} ({reason})", found.left_out.len(), file.display());
+            let what = format!(
+                "no scan was found; {} files were taken for label maps, the first being {} ({reason})",
+                found.left_out.len(),
+                file.display()
+            );
             Err(Error::input(inputs.first().unwrap_or(file), what))
         }
         _ => Ok(found),
@@ -203,7 +221,8 @@ impl Evidence {
             return Some(format!("holds only {n} different whole numbers, none negative"));
         }
         let share = self.equal as f64 / self.pairs.max(1) as f64;
-        (share >= EQUAL).then(|| format!("holds {n} different whole numbers, none negative, and {:.0} % of neighbours are equal", share * 100.0))
+        (share >= EQUAL)
+            .then(|| format!("holds {n} different whole numbers, none negative, and {:.0} % of neighbours are equal", share * 100.0))
     }
 }
 

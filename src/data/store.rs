@@ -120,12 +120,16 @@ impl Store {
             None => return Err(Error::input(dir, "holds no prepared store (no index.json); run `semgen prepare` first")),
         };
         if value["version"] != VERSION {
-            return Err(Error::input(&path, format!("is of store version {}, but this program reads version {VERSION}; prepare the scans again", value["version"])));
+            return Err(Error::input(
+                &path,
+                format!("is of store version {}, but this program reads version {VERSION}; prepare the scans again", value["version"]),
+            ));
         }
         if value["complete"] != true {
             return Err(Error::input(&path, "belongs to a preparation that was interrupted; run `semgen prepare` again"));
         }
-        let index: Index = serde_json::from_value(value).map_err(|e| Error::input(&path, format!("is damaged ({e}); prepare the scans again")))?;
+        let index: Index =
+            serde_json::from_value(value).map_err(|e| Error::input(&path, format!("is damaged ({e}); prepare the scans again")))?;
         let store = Self { dir: dir.to_path_buf(), index };
         if voxels(store.grid()).is_none_or(|n| n == 0 || n > MAX_VOXELS) {
             return Err(Error::input(&path, format!("has an impossible grid of {:?}; prepare the scans again", store.grid())));
@@ -136,7 +140,9 @@ impl Store {
                 return Err(Error::input(&path, format!("has a scan named {:?}, which is no file name; prepare the scans again", scan.id)));
             }
             let volume = store.volume_path(&scan.id);
-            let found = std::fs::metadata(&volume).map_err(|e| Error::input(&volume, format!("is missing from the store ({e}); prepare the scans again")))?.len();
+            let found = std::fs::metadata(&volume)
+                .map_err(|e| Error::input(&volume, format!("is missing from the store ({e}); prepare the scans again")))?
+                .len();
             if found != want as u64 {
                 return Err(Error::input(&volume, format!("has {found} bytes where {want} were expected; prepare the scans again")));
             }
@@ -194,7 +200,10 @@ impl Store {
     /// # Errors
     /// An [`Error::Usage`] if there is no such scan, an [`Error::Input`] if its file is missing or damaged.
     pub fn volume(&self, i: usize) -> Result<Prepared> {
-        let scan = self.scans().get(i).ok_or_else(|| Error::Usage(format!("there is no scan {i} in {}; it holds {}", self.dir.display(), self.scans().len())))?;
+        let scan = self
+            .scans()
+            .get(i)
+            .ok_or_else(|| Error::Usage(format!("there is no scan {i} in {}; it holds {}", self.dir.display(), self.scans().len())))?;
         Prepared::open(&self.volume_path(&scan.id), self.grid())
     }
 
@@ -250,7 +259,9 @@ impl Prepared {
         for x in start[0]..start[0] + size[0] {
             for y in start[1]..start[1] + size[1] {
                 let from = self.start + 2 * ((x * ny + y) * nz + start[2]);
-                out.extend(self.bytes[from..from + 2 * size[2]].chunks_exact(2).map(|q| f32::from(u16::from_le_bytes([q[0], q[1]])) / 65535.0));
+                out.extend(
+                    self.bytes[from..from + 2 * size[2]].chunks_exact(2).map(|q| f32::from(u16::from_le_bytes([q[0], q[1]])) / 65535.0),
+                );
             }
         }
         out
@@ -283,7 +294,9 @@ pub(super) fn check_place(dir: &Path) -> Result<()> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(e) => Err(Error::io("read", dir)(e)),
         Ok(mut entries) => match (read_index(dir)?, entries.next()) {
-            (None, Some(_)) => Err(Error::input(dir, "is not empty and not a prepared store; choose another folder for the prepared scans")),
+            (None, Some(_)) => {
+                Err(Error::input(dir, "is not empty and not a prepared store; choose another folder for the prepared scans"))
+            }
             _ => Ok(()),
         },
     }

@@ -80,13 +80,10 @@ pub fn inverse(a: &Affine) -> Option<Affine> {
         return None;
     }
     let mut out = IDENTITY;
-    for r in 0..3 {
-        for c in 0..3 {
-            out[r][c] = cofactor(c, r) / det;
-        }
-    }
-    for r in 0..3 {
-        out[r][3] = -(0..3).map(|k| out[r][k] * a[k][3]).sum::<f64>();
+    for (r, row) in out[..3].iter_mut().enumerate() {
+        let inner: [f64; 3] = std::array::from_fn(|c| cofactor(c, r) / det);
+        row[..3].copy_from_slice(&inner);
+        row[3] = -(0..3).map(|k| inner[k] * a[k][3]).sum::<f64>();
     }
     out.iter().flatten().all(|v| v.is_finite()).then_some(out)
 }

@@ -1,4 +1,5 @@
 //! From NIfTI bytes to a prepared store.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -163,7 +164,12 @@ fn every_type_byte_order_version_and_compression_reads_alike() {
                 for i in 0..2 {
                     for j in 0..3 {
                         for k in 0..4 {
-                            assert_eq!(v.at(i, j, k), f32::from(values[(k * 3 + j) * 2 + i]), "{} version {version} big {big}", stringify!($t));
+                            assert_eq!(
+                                v.at(i, j, k),
+                                f32::from(values[(k * 3 + j) * 2 + i]),
+                                "{} version {version} big {big}",
+                                stringify!($t)
+                            );
                         }
                     }
                 }
@@ -280,7 +286,10 @@ fn written_files_read_back_with_both_forms() {
     v.data[0] = 40_000.0;
     assert!(sentence(nifti::write_i16(&path, &v)).contains("40000"));
     assert!(sentence(nifti::write_f32(&dir.path().join("x.mhd"), &v)).contains(".nii"));
-    assert_eq!(std::fs::read_dir(dir.path()).unwrap().filter(|e| e.as_ref().unwrap().file_name().to_string_lossy().contains("partial")).count(), 0);
+    assert_eq!(
+        std::fs::read_dir(dir.path()).unwrap().filter(|e| e.as_ref().unwrap().file_name().to_string_lossy().contains("partial")).count(),
+        0
+    );
 }
 
 #[test]
@@ -425,9 +434,12 @@ fn all_48_axis_orders_and_flips_prepare_to_the_same_bytes() {
             }
         }
         assert_eq!(written, 48);
-        for (name, sets) in [("same", vec!["prepare.grid=[12,10,9]"]), ("other", vec!["prepare.grid=[16,8,9]", "prepare.spacing=[1.0,1.7,3.1]"])] {
+        for (name, sets) in
+            [("same", vec!["prepare.grid=[12,10,9]"]), ("other", vec!["prepare.grid=[16,8,9]", "prepare.spacing=[1.0,1.7,3.1]"])]
+        {
             let align = format!("prepare.align={align}");
-            let store = run(std::slice::from_ref(&scans), &dir.path().join(name), &config(&[&sets[..], &[align.as_str()]].concat())).0.unwrap();
+            let store =
+                run(std::slice::from_ref(&scans), &dir.path().join(name), &config(&[&sets[..], &[align.as_str()]].concat())).0.unwrap();
             let first = &store.scans()[0];
             assert!(store.scans().iter().all(|s| s.content == first.content), "{name}: not all alike");
             if name == "same" && align.ends_with("grid") {
@@ -530,7 +542,9 @@ fn stores_reopen_repeat_byte_for_byte_and_are_reused_or_rebuilt() {
     let other = dir.path().join("other");
     let twin = run(&inputs, &other, &c).0.unwrap();
     assert_eq!(twin.hash(), first.hash());
-    let stripped = |root: &Path, t: Vec<(PathBuf, Vec<u8>)>| t.into_iter().map(|(p, b)| (p.strip_prefix(root).unwrap().to_path_buf(), b)).collect::<Vec<_>>();
+    let stripped = |root: &Path, t: Vec<(PathBuf, Vec<u8>)>| {
+        t.into_iter().map(|(p, b)| (p.strip_prefix(root).unwrap().to_path_buf(), b)).collect::<Vec<_>>()
+    };
     assert_eq!(stripped(&out, before.clone()), stripped(&other, tree(&other)));
 
     // Another seed splits otherwise, another setting or scan rebuilds, and what is no longer wanted goes.

@@ -76,7 +76,9 @@ impl Kind {
                     1536 => "128-bit floating numbers",
                     _ => "of an unknown type",
                 };
-                return Err(format!("voxels are {what} (datatype {other}), but only integers and 32- or 64-bit floating numbers can be read; convert the file"));
+                return Err(format!(
+                    "voxels are {what} (datatype {other}), but only integers and 32- or 64-bit floating numbers can be read; convert the file"
+                ));
             }
         })
     }
@@ -209,7 +211,8 @@ fn raw_v1(bytes: &[u8]) -> Result<Raw, String> {
     if bytes[344..348] == *b"ni1\0" {
         return Err("is the header of a .hdr/.img pair, which cannot be read; convert it to one .nii file".into());
     }
-    let not_nifti = || format!("is not a NIfTI file: its magic is {:?} where \"n+1\\0\" was expected", bytes[344..348].escape_ascii().to_string());
+    let not_nifti =
+        || format!("is not a NIfTI file: its magic is {:?} where \"n+1\\0\" was expected", bytes[344..348].escape_ascii().to_string());
     let h = NiftiHeader::from_reader(bytes).map_err(|_| not_nifti())?;
     if h.sizeof_hdr != 348 {
         return Err("header contradicts itself: its byte order differs between sizeof_hdr and dim".into());
@@ -291,7 +294,9 @@ impl Raw {
             return Err(format!("dim is {dims:?}, and {d} is not a number of voxels"));
         }
         if let Some(n) = dims.get(3..).and_then(|rest| rest.iter().find(|&&d| d > 1)) {
-            return Err(format!("is a series of {n} volumes (dim {dims:?}), but one three-dimensional volume was expected; extract one volume"));
+            return Err(format!(
+                "is a series of {n} volumes (dim {dims:?}), but one three-dimensional volume was expected; extract one volume"
+            ));
         }
         let &[i, j, k, ..] = dims else {
             return Err(format!("is a two-dimensional image (dim {dims:?}), but a three-dimensional volume was expected"));
@@ -336,9 +341,9 @@ impl Raw {
         for c in 0..3 {
             a[c][c] = zooms[c];
         }
-        usable(a)
-            .map(|a| (a, Form::Pixdim))
-            .ok_or_else(|| format!("has voxel sizes {zooms:?} (pixdim), but positive numbers of millimetres were expected; repair its header"))
+        usable(a).map(|a| (a, Form::Pixdim)).ok_or_else(|| {
+            format!("has voxel sizes {zooms:?} (pixdim), but positive numbers of millimetres were expected; repair its header")
+        })
     }
 
     /// Method 2 of the NIfTI-1 standard: rotation from the quaternion (1 − b² − c² − d² gives a²), third axis times qfac.

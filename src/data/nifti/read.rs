@@ -115,7 +115,8 @@ fn open(path: &Path) -> Result<Opened> {
 fn decode_pieces(path: &Path, opened: Opened, piece: usize, each: &mut dyn FnMut(&[f32]) -> ControlFlow<()>) -> Result<()> {
     let Opened { header, mut reader, at, gzip } = opened;
     let skip = header.offset - at;
-    let skipped = std::io::copy(&mut reader.by_ref().take(skip), &mut std::io::sink()).map_err(|e| broken(path, gzip, "header extension", e))?;
+    let skipped =
+        std::io::copy(&mut reader.by_ref().take(skip), &mut std::io::sink()).map_err(|e| broken(path, gzip, "header extension", e))?;
     if skipped < skip {
         return Err(broken(path, gzip, "header extension", ErrorKind::UnexpectedEof.into()));
     }
@@ -175,16 +176,25 @@ fn decode(header: &Header, bytes: &[u8], out: &mut Vec<f32>) {
 /// An empty vector with room for `n`, or an error instead of an abort.
 fn reserve<T>(path: &Path, n: usize) -> Result<Vec<T>> {
     let mut v = Vec::new();
-    v.try_reserve_exact(n).map_err(|_| Error::input(path, format!("needs {} MiB of memory, which this machine cannot give; crop or downsample it", (n * size_of::<T>()) >> 20)))?;
+    v.try_reserve_exact(n).map_err(|_| {
+        Error::input(
+            path,
+            format!("needs {} MiB of memory, which this machine cannot give; crop or downsample it", (n * size_of::<T>()) >> 20),
+        )
+    })?;
     Ok(v)
 }
 
 /// The sentence for a read that failed inside `part`.
 fn broken(path: &Path, gzip: bool, part: &str, e: IoError) -> Error {
     match e.kind() {
-        ErrorKind::UnexpectedEof if part == "header" && !gzip => Error::input(path, "is shorter than a NIfTI header; it is truncated or not a NIfTI file"),
+        ErrorKind::UnexpectedEof if part == "header" && !gzip => {
+            Error::input(path, "is shorter than a NIfTI header; it is truncated or not a NIfTI file")
+        }
         ErrorKind::UnexpectedEof => Error::input(path, format!("ends inside its {part}; it is truncated, get it again")),
-        ErrorKind::InvalidData | ErrorKind::InvalidInput if gzip => Error::input(path, format!("its compressed {part} cannot be unpacked ({e}); it is damaged, get it again")),
+        ErrorKind::InvalidData | ErrorKind::InvalidInput if gzip => {
+            Error::input(path, format!("its compressed {part} cannot be unpacked ({e}); it is damaged, get it again"))
+        }
         _ => Error::io("read", path)(e),
     }
 }

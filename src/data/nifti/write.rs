@@ -129,7 +129,11 @@ fn voxels(out: &mut impl Write, volume: &Volume, stored: Stored) -> std::io::Res
 fn header(volume: &Volume, stored: Stored) -> Result<[u8; V1_BYTES + 4], String> {
     let (kind, code, slope, inter, intent) = match stored {
         Stored::I16 { slope, inter } if slope.is_finite() && slope != 0.0 && inter.is_finite() => (Kind::I16, 4i16, slope, inter, 0i16),
-        Stored::I16 { slope, inter } => return Err(format!("slope {slope} and intercept {inter} cannot be used; finite numbers and a slope other than 0 were expected")),
+        Stored::I16 { slope, inter } => {
+            return Err(format!(
+                "slope {slope} and intercept {inter} cannot be used; finite numbers and a slope other than 0 were expected"
+            ));
+        }
         Stored::U8 => (Kind::U8, 2, 1.0, 0.0, 1002),
         Stored::F32 => (Kind::F32, 16, 1.0, 0.0, 0),
     };
@@ -183,7 +187,12 @@ fn quaternion(a: &Affine, spacing: [f64; 3]) -> Option<([f64; 3], f64)> {
     let qfac = if det < 0.0 { -1.0 } else { 1.0 };
     r.iter_mut().for_each(|row| row[2] *= qfac);
     // The largest of the four squared parts is the safe one to divide by.
-    let four = [1.0 + r[0][0] + r[1][1] + r[2][2], 1.0 + r[0][0] - r[1][1] - r[2][2], 1.0 - r[0][0] + r[1][1] - r[2][2], 1.0 - r[0][0] - r[1][1] + r[2][2]];
+    let four = [
+        1.0 + r[0][0] + r[1][1] + r[2][2],
+        1.0 + r[0][0] - r[1][1] - r[2][2],
+        1.0 - r[0][0] + r[1][1] - r[2][2],
+        1.0 - r[0][0] - r[1][1] + r[2][2],
+    ];
     let largest = (0..4).max_by(|&p, &q| four[p].total_cmp(&four[q])).unwrap_or(0);
     let s = 0.5 / four[largest].sqrt();
     let (wx, wy, wz) = (r[2][1] - r[1][2], r[0][2] - r[2][0], r[1][0] - r[0][1]);
