@@ -1,4 +1,19 @@
-//! Scans as files, the prepared store, and what is cut from it.
+//! From scan files to prepared volumes on one grid, and the cubes cut from them: reading, telling
+//! scans from label maps, orientation, resampling, intensities, and the store that later stages read.
+//!
+//! Nothing here touches a graphics adapter. Files from outside are treated as hostile: what a
+//! header claims is held against the file's length before anything is allocated.
 
 pub mod cubes;
+pub mod frame;
+pub mod intensity;
+pub mod mapped;
+pub mod nifti;
+pub mod orient;
+pub mod prepare;
+pub mod recipe;
+pub mod resample;
 pub mod resize;
+pub mod scans;
+pub mod store;
+pub mod volume;
