@@ -1,0 +1,3 @@
+//! Training: the metrics log of a run.
+
+pub mod log;
