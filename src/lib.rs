@@ -4,5 +4,6 @@
 pub mod config;
 pub mod error;
 pub mod files;
+pub mod report;
 pub mod rng;
 pub mod train;
