@@ -1,0 +1,14 @@
+//! What a run shows: progress while it lasts, pictures, charts, event files, and one page to hand on.
+//!
+//! [`progress`] is the one place of the library that writes to the terminal.
+
+pub mod chart;
+pub mod events;
+mod font;
+pub mod html;
+mod pretraining;
+pub mod preview;
+pub mod progress;
+pub mod sheet;
+
+pub use pretraining::pretraining_report;
