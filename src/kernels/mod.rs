@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 pub mod activation;
 pub mod check;
+pub mod loss;
 pub mod optimiser;
 
 /// The text of `shaders/<name>.wgsl` or `shaders/common/<name>.wgsl`.
@@ -25,6 +26,9 @@ fn file(name: &str) -> &'static str {
     files! {
         "activation" => "activation.wgsl",
         "clip" => "clip.wgsl",
+        "cross_entropy" => "cross_entropy.wgsl",
+        "dice" => "dice.wgsl",
+        "loss" => "loss.wgsl",
         "norm" => "norm.wgsl",
         "optimiser" => "optimiser.wgsl",
         "grid" => "common/grid.wgsl",

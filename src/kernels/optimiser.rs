@@ -5,10 +5,10 @@
 //! it may not share a buffer with the parameters or moments). What changes from step to step
 //! comes from a buffer of [`SCALARS`] numbers, so that a recorded step can be replayed.
 
-use super::check::{Case, Trial, compare, numbers};
+use super::check::{Case, Trial, compare, numbers, with_bindings};
 use super::{Const, flat_parts, specialise, vector};
 use crate::error::{Error, Result};
-use crate::gpu::{Caps, Dispatch, Recorder, View};
+use crate::gpu::{Dispatch, Recorder, View};
 
 /// Length of the buffer of step scalars.
 pub const SCALARS: usize = 8;
@@ -181,16 +181,6 @@ pub fn reference_norm(g: &[f32]) -> f64 {
     g.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt()
 }
 
-/// Records with caps whose bindings hold only `bytes`, so that small tensors are sliced too.
-fn sliced(rec: &mut Recorder<'_>, bytes: u64, record: impl FnOnce(&mut Recorder<'_>) -> Result<()>) -> Result<()> {
-    let caps = Caps { max_binding: bytes, ..rec.caps.clone() };
-    let mut small = Recorder::new(&caps);
-    record(&mut small)?;
-    rec.dispatches.append(&mut small.dispatches);
-    rec.scratch.append(&mut small.scratch);
-    Ok(())
-}
-
 /// Five steps of a rule, each with its own gradient, compared after the last. The moments lie
 /// in one buffer, as they do where all of a kind share a flat one.
 fn trace(rule: Rule, n: usize, binding: u64) -> Case {
@@ -209,7 +199,7 @@ fn trace(rule: Rule, n: usize, binding: u64) -> Case {
             let gradient: Vec<f32> = numbers(10 + step, n, 1.0).iter().enumerate().map(|(i, x)| x * 10f32.powi(i as i32 % 7 - 4)).collect();
             let (g, s) = (t.input(&gradient)?, t.input(&scalars(lr, &hyper, u64::from(step)))?);
             t.run(|rec| {
-                sliced(rec, binding, |rec| match rule {
+                with_bindings(rec, binding, |rec| match rule {
                     Rule::Sgd => sgd(rec, p, g, m, s, scale),
                     _ => adam(rec, p, g, m, v, s, scale, rule == Rule::AdamW),
                 })
@@ -237,7 +227,7 @@ fn norm_case(what: &'static str, g: Vec<f32>, binding: u64) -> Case {
     Case::new("norm", "finish", format!("{what} {} in bindings of {binding} bytes", g.len()), move |ctx| {
         let mut t = Trial::new(ctx);
         let (input, out) = (t.input(&g)?, t.output(1)?);
-        t.run(|rec| sliced(rec, binding, |rec| norm(rec, input, out)))?;
+        t.run(|rec| with_bindings(rec, binding, |rec| norm(rec, input, out)))?;
         compare(&t.read(out)?, &[reference_norm(&g)], 1e-6)
     })
 }
@@ -298,7 +288,7 @@ pub fn cases() -> Vec<Case> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gpu::BufferId;
+    use crate::gpu::{BufferId, Caps};
 
     #[test]
     fn bias_corrections_hold_for_the_first_and_for_very_late_steps() {
