@@ -5,7 +5,7 @@
 //! bands whose content must survive.
 
 use crate::error::{Error, Result};
-use crate::gpu::{Buffer, BufferId, Context, Recorder, View, run_once};
+use crate::gpu::{Buffer, BufferId, Caps, Context, Recorder, View, run_once};
 use crate::rng::{Key, Purpose};
 
 /// Result of one comparison.
@@ -70,6 +70,8 @@ pub fn all_cases() -> Vec<Case> {
     let mut out = Vec::new();
     out.extend(super::activation::cases());
     out.extend(super::conv3d::cases());
+    out.extend(super::loss::cases());
+    out.extend(super::optimiser::cases());
     out
 }
 
@@ -142,6 +144,19 @@ impl<'c> Trial<'c> {
         }
         Ok(bytemuck::cast_slice(&words[first..last]).to_vec())
     }
+}
+
+/// Records with bindings of at most `bytes`, so that a small tensor is sliced as a large one is.
+///
+/// # Errors
+/// What `record` reports.
+pub fn with_bindings(rec: &mut Recorder<'_>, bytes: u64, record: impl FnOnce(&mut Recorder<'_>) -> Result<()>) -> Result<()> {
+    let caps = Caps { max_binding: bytes, ..rec.caps.clone() };
+    let mut small = Recorder::new(&caps);
+    record(&mut small)?;
+    rec.dispatches.append(&mut small.dispatches);
+    rec.scratch.append(&mut small.scratch);
+    Ok(())
 }
 
 /// `n` reproducible numbers in `(-scale, scale)`, none of them special.

@@ -11,6 +11,8 @@ use std::sync::Arc;
 pub mod activation;
 pub mod check;
 pub mod conv3d;
+pub mod loss;
+pub mod optimiser;
 
 /// The text of `shaders/<name>.wgsl` or `shaders/common/<name>.wgsl`.
 fn file(name: &str) -> &'static str {
@@ -29,7 +31,14 @@ fn file(name: &str) -> &'static str {
         "conv3d_sum" => "conv3d_sum.wgsl",
         "conv3d_tile" => "conv3d_tile.wgsl",
         "conv3d_tile_weight" => "conv3d_tile_weight.wgsl",
+        "clip" => "clip.wgsl",
+        "cross_entropy" => "cross_entropy.wgsl",
+        "dice" => "dice.wgsl",
+        "loss" => "loss.wgsl",
+        "norm" => "norm.wgsl",
+        "optimiser" => "optimiser.wgsl",
         "grid" => "common/grid.wgsl",
+        "group_sum" => "common/group_sum.wgsl",
         "rng" => "common/rng.wgsl",
     }
 }
@@ -122,4 +131,49 @@ pub fn batch_parts(
         });
     }
     Ok((0..batch).step_by(step).map(|n0| (n0, step.min(batch - n0))).collect())
+}
+
+/// Element ranges `(first, elements)` of a flat tensor that each fit a binding, begin at an
+/// aligned offset and, but for a tail shorter than 64 elements, hold a multiple of four.
+pub fn flat_parts(caps: &crate::gpu::Caps, elements: usize) -> Vec<(usize, usize)> {
+    let align = usize::try_from(caps.storage_align.max(256)).unwrap_or(256) / 4;
+    let most = usize::try_from(caps.max_binding / 4).unwrap_or(usize::MAX) / align * align;
+    let even = if elements.is_multiple_of(4) { elements } else { elements / align * align };
+    let mut parts: Vec<_> = (0..even).step_by(most.max(align)).map(|first| (first, most.max(align).min(even - first))).collect();
+    if even < elements {
+        parts.push((even, elements - even));
+    }
+    parts
+}
+
+/// What kernels that work on scalars or on quadruples alike are specialised with: the alias
+/// `Elem` and the block `sum_of`, which adds the components of an `Elem` up.
+pub(crate) fn vector(quadruples: bool) -> ((&'static str, Const), (&'static str, &'static str)) {
+    if quadruples {
+        let sum = "fn sum_of(v: vec4<f32>) -> f32 { return (v.x + v.y) + (v.z + v.w); }";
+        (("Elem", Const::Type("vec4<f32>")), ("sum_of", sum))
+    } else {
+        (("Elem", Const::Type("f32")), ("sum_of", "fn sum_of(v: f32) -> f32 { return v; }"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::flat_parts;
+    use crate::gpu::Caps;
+
+    #[test]
+    fn flat_parts_cover_everything_once_at_aligned_offsets() {
+        let caps = Caps { max_binding: 4000, ..Caps::minimal() };
+        for n in [1, 3, 4, 63, 64, 65, 67, 959, 960, 961, 964, 1000, 5001, 9600] {
+            let parts = flat_parts(&caps, n);
+            let mut next = 0;
+            for &(first, len) in &parts {
+                assert_eq!(first, next, "{n}");
+                assert!(len > 0 && len * 4 <= 4000 && first * 4 % 256 == 0 && (len % 4 == 0 || len < 64), "{n}: {parts:?}");
+                next += len;
+            }
+            assert_eq!(next, n);
+        }
+    }
 }
