@@ -69,6 +69,8 @@ impl Case {
 pub fn all_cases() -> Vec<Case> {
     let mut out = Vec::new();
     out.extend(super::activation::cases());
+    out.extend(super::batch_norm::cases());
+    out.extend(super::elementwise::cases());
     out
 }
 

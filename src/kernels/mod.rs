@@ -9,7 +9,13 @@
 use std::sync::Arc;
 
 pub mod activation;
+pub mod batch_norm;
 pub mod check;
+pub mod elementwise;
+mod rows;
+
+#[cfg(test)]
+mod difference;
 
 /// The text of `shaders/<name>.wgsl` or `shaders/common/<name>.wgsl`.
 fn file(name: &str) -> &'static str {
@@ -23,8 +29,11 @@ fn file(name: &str) -> &'static str {
     }
     files! {
         "activation" => "activation.wgsl",
+        "batch_norm" => "batch_norm.wgsl",
+        "elementwise" => "elementwise.wgsl",
         "grid" => "common/grid.wgsl",
         "rng" => "common/rng.wgsl",
+        "rows" => "common/rows.wgsl",
     }
 }
 
