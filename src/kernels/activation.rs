@@ -1,8 +1,11 @@
 //! ReLU, ELU (α = 1) and sigmoid, elementwise.
 
-use super::check::{Case, Trial, compare, numbers};
+use super::check::{Case, Outcome, Trial, compare, numbers};
+use super::elementwise::VECTORS_PER_GROUP;
+use super::rows::{bound_at_once, elem, element_parts, expect, vector_width, with_binding_limit};
 use super::{Const, specialise};
-use crate::gpu::{Dispatch, Recorder, View};
+use crate::error::Result;
+use crate::gpu::{Context, Dispatch, Recorder, View};
 
 /// Which function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -15,25 +18,42 @@ pub enum Function {
     Sigmoid,
 }
 
-fn dispatch(function: Function, entry: &'static str) -> Dispatch {
-    Dispatch::new("activation", entry, specialise("activation", &[("FUNCTION", Const::U32(function as usize))], &[]))
+/// Records `entry` over aligned parts of tensors of the same length.
+fn record(rec: &mut Recorder<'_>, function: Function, entry: &'static str, inputs: &[View], out: View) {
+    let n = out.elements();
+    let width = vector_width(n);
+    let source = specialise("activation", &[("FUNCTION", Const::U32(function as usize)), elem(width)], &[]);
+    for (first, count) in element_parts(rec.caps, n) {
+        let d = inputs.iter().fold(Dispatch::new("activation", entry, source.clone()), |d, v| d.bind(v.slice(first, count)));
+        let d = d.bind(out.slice(first, count)).param("n", count / width);
+        rec.push(d.items(count / width, VECTORS_PER_GROUP).flops((inputs.len() * count) as u64));
+    }
 }
 
-/// `output = f(input)`, elementwise; the two views have the same length and may not overlap.
-pub fn forward(rec: &mut Recorder<'_>, function: Function, input: View, output: View) {
-    let n = input.elements();
-    rec.push(dispatch(function, "forward").bind(input).bind(output).param("n", n).items(n.div_ceil(4), 64).flops(n as u64));
+/// `output = f(input)`, elementwise; the two views have the same length and may not overlap. NaN stays NaN.
+///
+/// # Errors
+/// [`crate::error::Error::Shape`] when lengths differ or are zero.
+pub fn forward(rec: &mut Recorder<'_>, function: Function, input: View, output: View) -> Result<()> {
+    let n = output.elements();
+    expect("activation", &[("output", output, n), ("input", input, n)])?;
+    record(rec, function, "forward", &[input], output);
+    Ok(())
 }
 
 /// `d_input = d_output · f′`, from the forward *output*.
-pub fn backward(rec: &mut Recorder<'_>, function: Function, output: View, d_output: View, d_input: View) {
+///
+/// # Errors
+/// [`crate::error::Error::Shape`] when lengths differ or are zero.
+pub fn backward(rec: &mut Recorder<'_>, function: Function, output: View, d_output: View, d_input: View) -> Result<()> {
     let n = output.elements();
-    let d = dispatch(function, "backward").bind(output).bind(d_output).bind(d_input);
-    rec.push(d.param("n", n).items(n.div_ceil(4), 64).flops(2 * n as u64));
+    expect("activation", &[("output", output, n), ("d_output", d_output, n), ("d_input", d_input, n)])?;
+    record(rec, function, "backward", &[output, d_output], d_input);
+    Ok(())
 }
 
 /// f in f64.
-fn reference(function: Function, x: f64) -> f64 {
+pub fn reference_value(function: Function, x: f64) -> f64 {
     match function {
         Function::Relu => x.max(0.0),
         Function::Elu => {
@@ -48,8 +68,8 @@ fn reference(function: Function, x: f64) -> f64 {
 }
 
 /// f′ in f64.
-fn reference_slope(function: Function, x: f64) -> f64 {
-    let y = reference(function, x);
+pub fn reference_slope(function: Function, x: f64) -> f64 {
+    let y = reference_value(function, x);
     match function {
         Function::Relu => f64::from(x > 0.0),
         Function::Elu => {
@@ -63,35 +83,67 @@ fn reference_slope(function: Function, x: f64) -> f64 {
     }
 }
 
-/// Every function, forward and backward, over awkward lengths.
+fn check_forward(ctx: &Context, function: Function, x: &[f32], limit: u64) -> Result<Outcome> {
+    let mut t = Trial::new(ctx);
+    let (input, output) = (t.input(x)?, t.output(x.len())?);
+    t.run(|rec| with_binding_limit(rec, limit, |rec| forward(rec, function, input, output)))?;
+    let want: Vec<f64> = x.iter().map(|&v| reference_value(function, f64::from(v))).collect();
+    // exp on the device is good to a few units in the last place.
+    compare(&t.read(output)?, &want, 2e-6)
+}
+
+fn check_backward(ctx: &Context, function: Function, n: usize, limit: u64) -> Result<Outcome> {
+    let (x, r) = (numbers(2, n, 3.0), numbers(3, n, 1.0));
+    let y: Vec<f32> = x.iter().map(|&v| reference_value(function, f64::from(v)) as f32).collect();
+    let mut t = Trial::new(ctx);
+    let (output, d_output, d_input) = (t.input(&y)?, t.input(&r)?, t.output(n)?);
+    t.run(|rec| with_binding_limit(rec, limit, |rec| backward(rec, function, output, d_output, d_input)))?;
+    let want: Vec<f64> = x.iter().zip(&r).map(|(&v, &r)| f64::from(r) * reference_slope(function, f64::from(v))).collect();
+    compare(&t.read(d_input)?, &want, 4e-6)
+}
+
+fn check_nan(ctx: &Context, function: Function) -> Result<Outcome> {
+    let mut t = Trial::new(ctx);
+    let (input, output) = (t.input(&[1.0, f32::NAN, -1.0, 2.0])?, t.output(4)?);
+    t.run(|rec| forward(rec, function, input, output))?;
+    let y: Vec<f32> = t.read(output)?;
+    let failure = (y.iter().map(|v| v.is_nan()).ne([false, true, false, false])).then(|| format!("{y:?} where only the second is NaN"));
+    Ok(Outcome { error: 0.0, tolerance: 0.0, failure })
+}
+
+/// Every function, forward and backward, over awkward lengths, in one part and in several.
 pub fn cases() -> Vec<Case> {
     let mut out = Vec::new();
     for function in [Function::Relu, Function::Elu, Function::Sigmoid] {
-        for n in [1, 3, 255, 256, 257, 4099] {
-            out.push(Case::new("activation", "forward", format!("{function:?} {n}"), move |ctx| {
-                let x = numbers(1, n, 3.0);
-                let mut t = Trial::new(ctx);
-                let (input, output) = (t.input(&x)?, t.output(n)?);
-                t.run(|rec| {
-                    forward(rec, function, input, output);
-                    Ok(())
-                })?;
-                let want: Vec<f64> = x.iter().map(|&v| reference(function, f64::from(v))).collect();
-                compare(&t.read(output)?, &want, 2e-6)
-            }));
-            out.push(Case::new("activation", "backward", format!("{function:?} {n}"), move |ctx| {
-                let (x, r) = (numbers(2, n, 3.0), numbers(3, n, 1.0));
-                let y: Vec<f32> = x.iter().map(|&v| reference(function, f64::from(v)) as f32).collect();
-                let mut t = Trial::new(ctx);
-                let (output, d_output, d_input) = (t.input(&y)?, t.input(&r)?, t.output(n)?);
-                t.run(|rec| {
-                    backward(rec, function, output, d_output, d_input);
-                    Ok(())
-                })?;
-                let want: Vec<f64> = x.iter().zip(&r).map(|(&v, &r)| f64::from(r) * reference_slope(function, f64::from(v))).collect();
-                compare(&t.read(d_input)?, &want, 4e-6)
-            }));
+        for (n, limit) in
+            [(1, u64::MAX), (3, u64::MAX), (4, u64::MAX), (255, u64::MAX), (1024, u64::MAX), (1028, u64::MAX), (4099, 4096), (5000, 4096)]
+        {
+            let what = format!("{function:?} {n}{}", bound_at_once(limit));
+            out.push(Case::new("activation", "forward", what.clone(), move |ctx| check_forward(ctx, function, &numbers(1, n, 3.0), limit)));
+            out.push(Case::new("activation", "backward", what, move |ctx| check_backward(ctx, function, n, limit)));
         }
+        let extreme = [0.0, -0.0, -100.0, 60.0, 1e-30, -1e-30, 1e-3, -1e-3];
+        out.push(Case::new("activation", "forward", format!("{function:?} extreme"), move |ctx| {
+            check_forward(ctx, function, &extreme, u64::MAX)
+        }));
+        out.push(Case::new("activation", "forward", format!("{function:?} NaN"), move |ctx| check_nan(ctx, function)));
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::difference::{assert_gradient, dot, numbers};
+    use super::*;
+
+    #[test]
+    fn the_reference_slope_is_the_derivative_of_the_reference() {
+        for function in [Function::Relu, Function::Elu, Function::Sigmoid] {
+            let (x, r) = (numbers(1, 40, 3.0), numbers(2, 40, 1.0));
+            let d: Vec<f64> = x.iter().zip(&r).map(|(&x, r)| r * reference_slope(function, x)).collect();
+            assert_gradient(&format!("{function:?}"), &x, &d, |x| {
+                dot(&x.iter().map(|&x| reference_value(function, x)).collect::<Vec<_>>(), &r)
+            });
+        }
+    }
 }

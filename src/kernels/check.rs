@@ -72,6 +72,8 @@ pub fn all_cases() -> Vec<Case> {
     out.extend(super::conv3d::cases());
     out.extend(super::loss::cases());
     out.extend(super::optimiser::cases());
+    out.extend(super::batch_norm::cases());
+    out.extend(super::elementwise::cases());
     out
 }
 

@@ -9,10 +9,16 @@
 use std::sync::Arc;
 
 pub mod activation;
+pub mod batch_norm;
 pub mod check;
 pub mod conv3d;
 pub mod loss;
 pub mod optimiser;
+pub mod elementwise;
+mod rows;
+
+#[cfg(test)]
+mod difference;
 
 /// The text of `shaders/<name>.wgsl` or `shaders/common/<name>.wgsl`.
 fn file(name: &str) -> &'static str {
@@ -37,9 +43,12 @@ fn file(name: &str) -> &'static str {
         "loss" => "loss.wgsl",
         "norm" => "norm.wgsl",
         "optimiser" => "optimiser.wgsl",
+        "batch_norm" => "batch_norm.wgsl",
+        "elementwise" => "elementwise.wgsl",
         "grid" => "common/grid.wgsl",
         "group_sum" => "common/group_sum.wgsl",
         "rng" => "common/rng.wgsl",
+        "rows" => "common/rows.wgsl",
     }
 }
 

@@ -1,0 +1,207 @@
+// Batch normalisation of rows [rows, C]: statistics over the rows, normalisation, gradients.
+// Statistics: every invocation sums about its first value, workgroups and then the finishing
+// entry merge (count, mean, squares) as Chan et al. do, so that a large mean costs no digits.
+// uses: grid, rows
+// expects: Elem (f32 or vec4<f32>), RUNNING (the second statistic is a variance, not 1/std)
+struct Params {
+    rows: u32,            // rows of this part
+    vectors: u32,         // channel vectors
+    chunk: u32,           // rows per chunk
+    first_partial: u32,   // number of this part's first partial
+    partials: u32,        // partials of all parts
+    count: f32,           // rows of all parts
+    eps: f32,
+    momentum: f32,
+}
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> x: array<Elem>;                            // [rows, C]
+@group(0) @binding(2) var<storage, read> d_y: array<Elem>;                          // [rows, C]
+@group(0) @binding(3) var<storage, read> partials: array<Elem>;                     // [partials, 3 or 2, C]
+@group(0) @binding(4) var<storage, read> mean: array<Elem>;                         // [C]
+@group(0) @binding(5) var<storage, read> spread: array<Elem>;                       // [C] 1/std; RUNNING: variance
+@group(0) @binding(6) var<storage, read> gamma: array<Elem>;                        // [C]
+@group(0) @binding(7) var<storage, read> beta: array<Elem>;                         // [C]
+@group(0) @binding(8) var<storage, read> coefficients: array<Elem>;                 // [4, C] mean, a, b, c
+@group(0) @binding(9) var<storage, read_write> running_mean: array<Elem>;           // [C]
+@group(0) @binding(10) var<storage, read_write> running_var: array<Elem>;           // [C]
+@group(0) @binding(11) var<storage, read_write> saved_mean: array<Elem>;            // [C]
+@group(0) @binding(12) var<storage, read_write> saved_inv_std: array<Elem>;         // [C]
+@group(0) @binding(13) var<storage, read_write> y: array<Elem>;                     // [rows, C]
+@group(0) @binding(14) var<storage, read_write> d_x: array<Elem>;                   // [rows, C]
+@group(0) @binding(15) var<storage, read_write> d_gamma: array<Elem>;               // [C]
+@group(0) @binding(16) var<storage, read_write> d_beta: array<Elem>;                // [C]
+@group(0) @binding(17) var<storage, read_write> partials_out: array<Elem>;          // [partials, 3 or 2, C]
+@group(0) @binding(18) var<storage, read_write> coefficients_out: array<Elem>;      // [4, C]
+
+var<workgroup> tile_count: array<Elem, LANES>;
+var<workgroup> tile_a: array<Elem, LANES>;
+var<workgroup> tile_b: array<Elem, LANES>;
+
+// 1/std of channel vector c.
+fn inv_std(c: u32) -> Elem {
+    if RUNNING { return 1.0 / sqrt(spread[c] + params.eps); }
+    return spread[c];
+}
+
+// Merges (count, mean, squares) of entries `width` apart, `number` of them, into the first.
+fn merge_statistics(lane: u32, row: u32, width: u32, number: u32) {
+    workgroupBarrier();
+    for (var half = tree_start(number); half > 0u; half >>= 1u) {
+        if row < half && row + half < number {
+            let other = lane + half * width;
+            let n = tile_count[lane] + tile_count[other];
+            let share_of_other = tile_count[other] / max(n, Elem(1.0));
+            let delta = tile_a[other] - tile_a[lane];
+            tile_b[lane] += tile_b[other] + delta * delta * (tile_count[lane] * share_of_other);
+            tile_a[lane] += delta * share_of_other;
+            tile_count[lane] = n;
+        }
+        workgroupBarrier();
+    }
+}
+
+// Adds up both tiles over entries `width` apart, `number` of them, into the first.
+fn merge_sums(lane: u32, row: u32, width: u32, number: u32) {
+    workgroupBarrier();
+    for (var half = tree_start(number); half > 0u; half >>= 1u) {
+        if row < half && row + half < number {
+            tile_a[lane] += tile_a[lane + half * width];
+            tile_b[lane] += tile_b[lane + half * width];
+        }
+        workgroupBarrier();
+    }
+}
+
+// Count, mean and sum of squared differences from it of one chunk.
+@compute @workgroup_size(LANES)
+fn statistics(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let s = share(flat_group(wg, count), lane, params.rows, params.vectors, params.chunk);
+    let pivot = x[min(s.first, max(s.end, 1u) - 1u) * params.vectors + s.channel];
+    var n = 0.0;
+    var sum = Elem(0.0);
+    var squares = Elem(0.0);
+    for (var r = s.first; r < s.end; r += s.step) {
+        let d = x[r * params.vectors + s.channel] - pivot;
+        sum += d;
+        squares += d * d;
+        n += 1.0;
+    }
+    let mean_of_lane = sum / max(n, 1.0);
+    tile_count[lane] = Elem(n);
+    tile_a[lane] = pivot + mean_of_lane;
+    tile_b[lane] = max(squares - sum * mean_of_lane, Elem(0.0));
+    merge_statistics(lane, s.row, s.width, rows_side_by_side(params.vectors));
+    if !s.idle && s.row == 0u {
+        let to = (params.first_partial + s.chunk) * 3u * params.vectors + s.channel;
+        partials_out[to] = tile_count[lane];
+        partials_out[to + params.vectors] = tile_a[lane];
+        partials_out[to + 2u * params.vectors] = tile_b[lane];
+    }
+}
+
+// One workgroup per channel vector.
+@compute @workgroup_size(LANES)
+fn finish_statistics(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let c = flat_group(wg, count);
+    let surplus = c >= params.vectors;
+    var n = Elem(0.0);
+    var m = Elem(0.0);
+    var squares = Elem(0.0);
+    for (var p = lane; p < select(params.partials, 0u, surplus); p += LANES) {
+        let at = p * 3u * params.vectors + c;
+        let other = partials[at];
+        let total = n + other;
+        let share_of_other = other / max(total, Elem(1.0));
+        let delta = partials[at + params.vectors] - m;
+        squares += partials[at + 2u * params.vectors] + delta * delta * (n * share_of_other);
+        m += delta * share_of_other;
+        n = total;
+    }
+    tile_count[lane] = n;
+    tile_a[lane] = m;
+    tile_b[lane] = squares;
+    merge_statistics(lane, lane, 1u, min(params.partials, LANES));
+    if lane == 0u && !surplus {
+        let k = params.momentum;
+        saved_mean[c] = tile_a[0];
+        saved_inv_std[c] = 1.0 / sqrt(tile_b[0] / params.count + params.eps);
+        running_mean[c] = (1.0 - k) * running_mean[c] + k * tile_a[0];
+        running_var[c] = (1.0 - k) * running_var[c] + k * tile_b[0] / max(params.count - 1.0, 1.0);
+    }
+}
+
+// y = (x - mean) / std · gamma + beta.
+@compute @workgroup_size(LANES)
+fn normalize(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let s = share(flat_group(wg, count), lane, params.rows, params.vectors, params.chunk);
+    let m = mean[s.channel];
+    let factor = inv_std(s.channel) * gamma[s.channel];
+    let shift = beta[s.channel];
+    for (var r = s.first; r < s.end; r += s.step) {
+        let i = r * params.vectors + s.channel;
+        y[i] = (x[i] - m) * factor + shift;
+    }
+}
+
+// Sums of d_y and of d_y · (x - mean) / std over one chunk.
+@compute @workgroup_size(LANES)
+fn backward_sums(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let s = share(flat_group(wg, count), lane, params.rows, params.vectors, params.chunk);
+    let m = mean[s.channel];
+    var sum = Elem(0.0);
+    var products = Elem(0.0);
+    for (var r = s.first; r < s.end; r += s.step) {
+        let i = r * params.vectors + s.channel;
+        let d = d_y[i];
+        sum += d;
+        products += d * (x[i] - m);
+    }
+    tile_a[lane] = sum;
+    tile_b[lane] = products * inv_std(s.channel);
+    merge_sums(lane, s.row, s.width, rows_side_by_side(params.vectors));
+    if !s.idle && s.row == 0u {
+        let to = (params.first_partial + s.chunk) * 2u * params.vectors + s.channel;
+        partials_out[to] = tile_a[lane];
+        partials_out[to + params.vectors] = tile_b[lane];
+    }
+}
+
+// One workgroup per channel vector: the sums, and d_x = a · (d_y - b - c · (x - mean)).
+@compute @workgroup_size(LANES)
+fn finish_backward(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let c = flat_group(wg, count);
+    let surplus = c >= params.vectors;
+    var sum = Elem(0.0);
+    var products = Elem(0.0);
+    for (var p = lane; p < select(params.partials, 0u, surplus); p += LANES) {
+        sum += partials[p * 2u * params.vectors + c];
+        products += partials[(p * 2u + 1u) * params.vectors + c];
+    }
+    tile_a[lane] = sum;
+    tile_b[lane] = products;
+    merge_sums(lane, lane, 1u, min(params.partials, LANES));
+    if lane == 0u && !surplus {
+        let inv = inv_std(c);
+        d_beta[c] = tile_a[0];
+        d_gamma[c] = tile_b[0];
+        coefficients_out[c] = mean[c];
+        coefficients_out[params.vectors + c] = gamma[c] * inv;
+        // Running statistics do not depend on x.
+        let share_of_row = select(1.0 / params.count, 0.0, RUNNING);
+        coefficients_out[2u * params.vectors + c] = tile_a[0] * share_of_row;
+        coefficients_out[3u * params.vectors + c] = tile_b[0] * inv * share_of_row;
+    }
+}
+
+@compute @workgroup_size(LANES)
+fn backward_input(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let s = share(flat_group(wg, count), lane, params.rows, params.vectors, params.chunk);
+    let m = coefficients[s.channel];
+    let a = coefficients[params.vectors + s.channel];
+    let b = coefficients[2u * params.vectors + s.channel];
+    let c = coefficients[3u * params.vectors + s.channel];
+    for (var r = s.first; r < s.end; r += s.step) {
+        let i = r * params.vectors + s.channel;
+        d_x[i] = a * (d_y[i] - b - c * (x[i] - m));
+    }
+}

@@ -1,0 +1,135 @@
+//! What kernels over `[rows, C]` and elementwise kernels share: how work is cut into chunks,
+//! parts and vectors, and checks of operand sizes. The device side is `shaders/common/rows.wgsl`.
+
+use super::{Const, batch_parts};
+use crate::error::{Error, Result};
+use crate::gpu::{Caps, View};
+
+/// Invocations of a workgroup of `shaders/common/rows.wgsl`.
+const LANES: usize = 256;
+
+/// Values in a vector: 4 where `length` (channels, or elements) allows, else 1.
+pub(super) fn vector_width(length: usize) -> usize {
+    if length.is_multiple_of(4) { 4 } else { 1 }
+}
+
+/// The header line that makes `Elem` a vector of `width` numbers.
+pub(super) fn elem(width: usize) -> (&'static str, Const) {
+    ("Elem", Const::Type(if width == 4 { "vec4<f32>" } else { "f32" }))
+}
+
+/// The header line that makes `Index` a vector of `width` unsigned numbers.
+pub(super) fn index(width: usize) -> (&'static str, Const) {
+    ("Index", Const::Type(if width == 4 { "vec4<u32>" } else { "u32" }))
+}
+
+/// Rows cut into chunks, one workgroup for each chunk and block of channel vectors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Chunks {
+    /// Rows of every chunk but the last, which may be shorter but is never empty.
+    pub(super) rows: usize,
+    /// Number of chunks.
+    pub(super) count: usize,
+    /// Workgroups.
+    pub(super) groups: usize,
+}
+
+/// At most `most` chunks of `rows` rows of `vectors` vectors, with at least `turns` rows for an
+/// invocation as far as there are rows.
+pub(super) fn row_chunks(rows: usize, vectors: usize, turns: usize, most: usize) -> Chunks {
+    let width = vectors.min(LANES);
+    let count = rows.div_ceil(LANES / width * turns).clamp(1, most.max(1));
+    let chunk = rows.div_ceil(count);
+    let count = rows.div_ceil(chunk);
+    Chunks { rows: chunk, count, groups: count * vectors.div_ceil(width) }
+}
+
+/// `(first row, rows)` of parts of `[rows, channels]` that can be bound one at a time.
+///
+/// # Errors
+/// As [`batch_parts`].
+pub(super) fn row_parts(caps: &Caps, op: &'static str, rows: usize, channels: usize) -> Result<Vec<(usize, usize)>> {
+    batch_parts(caps, op, rows, &[channels], 8 * channels as u64)
+}
+
+/// `(first, count)` of parts of a tensor of `n` elements that can be bound one at a time.
+pub(super) fn element_parts(caps: &Caps, n: usize) -> impl Iterator<Item = (usize, usize)> {
+    let unit = caps.storage_align.max(16);
+    let step = usize::try_from((caps.max_binding / unit).max(1) * unit / 4).unwrap_or(usize::MAX);
+    (0..n).step_by(step).map(move |first| (first, step.min(n - first)))
+}
+
+/// Checks that each named operand has the number of elements given with it, and at least one.
+///
+/// # Errors
+/// [`Error::Shape`] for the first that has not.
+pub(super) fn expect(op: &'static str, operands: &[(&str, View, usize)]) -> Result<()> {
+    match operands.iter().find(|(_, view, n)| view.elements() != *n || *n == 0) {
+        None => Ok(()),
+        Some((name, _, 0)) => Err(Error::shape(op, format!("`{name}` is empty; every size must be at least 1"))),
+        Some((name, view, n)) => Err(Error::shape(op, format!("`{name}` has {} elements, expected {n}", view.elements()))),
+    }
+}
+
+/// Rows of `[rows, channels]` in a view.
+///
+/// # Errors
+/// [`Error::Shape`] when the view is empty or no whole number of rows.
+pub(super) fn rows_of(op: &'static str, name: &str, view: View, channels: usize) -> Result<usize> {
+    let n = view.elements();
+    if channels == 0 || n == 0 || !n.is_multiple_of(channels) {
+        return Err(Error::shape(op, format!("`{name}` has {n} elements, expected a positive multiple of {channels} channels")));
+    }
+    Ok(n / channels)
+}
+
+/// Records with `record` as if the adapter could bind at most `bytes` at once, so that a case
+/// sees an operation in parts without needing gigabytes.
+///
+/// # Errors
+/// What `record` reports.
+pub(super) fn with_binding_limit(
+    rec: &mut crate::gpu::Recorder<'_>,
+    bytes: u64,
+    record: impl FnOnce(&mut crate::gpu::Recorder<'_>) -> Result<()>,
+) -> Result<()> {
+    let caps = Caps { max_binding: bytes, ..rec.caps.clone() };
+    let mut small = crate::gpu::Recorder::new(&caps);
+    record(&mut small)?;
+    if let Some(d) = small.dispatches.iter().find(|d| d.bindings.iter().any(|b| b.len > bytes)) {
+        return Err(Error::Gpu(format!("{} binds more than {bytes} bytes", d.label)));
+    }
+    rec.dispatches = small.dispatches;
+    rec.scratch = small.scratch;
+    Ok(())
+}
+
+/// The part of a case's name that tells the limit of [`with_binding_limit`], if there is one.
+pub(super) fn bound_at_once(limit: u64) -> String {
+    if limit == u64::MAX { String::new() } else { format!(", at most {limit} bytes bound at once") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_cover_all_rows_and_none_is_empty() {
+        for rows in [1, 2, 31, 32, 33, 1000, 65_537, 10_000_000] {
+            for vectors in [1, 3, 16, 255, 256, 257, 1025] {
+                for most in [1, 7, 1024] {
+                    let c = row_chunks(rows, vectors, 32, most);
+                    assert!(c.count <= most && c.rows * c.count >= rows && c.rows * (c.count - 1) < rows, "{rows} {vectors} {most}: {c:?}");
+                    assert_eq!(c.groups, c.count * vectors.div_ceil(256));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn element_parts_are_aligned_and_cover_everything() {
+        let caps = Caps { max_binding: 1000, ..Caps::minimal() };
+        let parts: Vec<_> = element_parts(&caps, 500).collect();
+        assert_eq!(parts, [(0, 192), (192, 192), (384, 116)]);
+    }
+}
