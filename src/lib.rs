@@ -7,3 +7,4 @@ pub mod files;
 pub mod gpu;
 pub mod kernels;
 pub mod rng;
+pub mod transform;

@@ -69,6 +69,7 @@ impl Case {
 pub fn all_cases() -> Vec<Case> {
     let mut out = Vec::new();
     out.extend(super::activation::cases());
+    out.extend(super::transform::cases());
     out
 }
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 pub mod activation;
 pub mod check;
+pub mod transform;
 
 /// The text of `shaders/<name>.wgsl` or `shaders/common/<name>.wgsl`.
 fn file(name: &str) -> &'static str {
@@ -25,6 +26,11 @@ fn file(name: &str) -> &'static str {
         "activation" => "activation.wgsl",
         "grid" => "common/grid.wgsl",
         "rng" => "common/rng.wgsl",
+        "transform" => "common/transform.wgsl",
+        "transform_elastic" => "transform_elastic.wgsl",
+        "transform_flip" => "transform_flip.wgsl",
+        "transform_point" => "transform_point.wgsl",
+        "transform_shuffle" => "transform_shuffle.wgsl",
     }
 }
 
