@@ -16,3 +16,4 @@ pub mod plan;
 pub mod report;
 pub mod rng;
 pub mod train;
+pub mod transform;

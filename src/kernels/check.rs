@@ -74,6 +74,7 @@ pub fn all_cases() -> Vec<Case> {
     out.extend(super::optimiser::cases());
     out.extend(super::batch_norm::cases());
     out.extend(super::elementwise::cases());
+    out.extend(super::transform::cases());
     out
 }
 

@@ -19,6 +19,7 @@ mod rows;
 
 #[cfg(test)]
 mod difference;
+pub mod transform;
 
 /// The text of `shaders/<name>.wgsl` or `shaders/common/<name>.wgsl`.
 fn file(name: &str) -> &'static str {
@@ -49,6 +50,11 @@ fn file(name: &str) -> &'static str {
         "group_sum" => "common/group_sum.wgsl",
         "rng" => "common/rng.wgsl",
         "rows" => "common/rows.wgsl",
+        "transform" => "common/transform.wgsl",
+        "transform_elastic" => "transform_elastic.wgsl",
+        "transform_flip" => "transform_flip.wgsl",
+        "transform_point" => "transform_point.wgsl",
+        "transform_shuffle" => "transform_shuffle.wgsl",
     }
 }
 
