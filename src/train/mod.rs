@@ -3,5 +3,8 @@
 pub mod checkpoint;
 pub mod loader;
 pub mod log;
+pub mod network;
+pub mod phase;
+pub mod pretrain;
 pub mod schedule;
 pub mod update;

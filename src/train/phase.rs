@@ -1,0 +1,437 @@
+//! One phase of training: epochs of steps, validation, schedule, checkpoints.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::checkpoint::{Named, load_state_dict, state_dict};
+use super::loader::{Batch, Loader, Samples};
+use super::log::MetricsLog;
+use super::network::Objective;
+use super::schedule::{Rules, Standing};
+use super::update::Update;
+use crate::config::{Config, Optimiser};
+use crate::error::{Error, Result};
+use crate::gpu::{Buffer, Context};
+use crate::interop::tensors::File;
+use crate::kernels::optimiser::Hyper;
+use crate::model::{Mode, Spec};
+use crate::plan::{Plan, Session, Store};
+use crate::rng::Key;
+use crate::transform::{Augment, Draws};
+
+/// Everything that decides how a phase goes on; saved in checkpoints.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// The phase's word.
+    pub phase: String,
+    /// Optimiser steps of all phases.
+    pub step: u64,
+    /// Optimiser steps of this phase.
+    pub updates: u64,
+    /// Current epoch.
+    pub epoch: u32,
+    /// Batches of it that are done.
+    pub index: u32,
+    /// Schedule and best loss.
+    pub standing: Standing,
+    /// Sums over the current epoch's steps: total, restoration, classification.
+    sums: [f64; 3],
+    /// Whether the phase is over.
+    pub done: bool,
+    /// Last validation, if any.
+    pub validation: Option<Validation>,
+}
+
+/// Means over the validation samples.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Validation {
+    /// The objective.
+    pub loss: f64,
+    /// Mean squared restoration error.
+    pub restoration: f64,
+    /// Mean squared error of the distorted input itself.
+    pub identity: f64,
+    /// Cross-entropy.
+    pub classification: f64,
+    /// Share of crops whose class was named.
+    pub accuracy: f64,
+}
+
+/// A validation cube before, distorted and restored.
+#[derive(Clone, Debug)]
+pub struct Restored {
+    /// Number of the crop.
+    pub sample: u32,
+    /// Its class.
+    pub label: u32,
+    /// What was done to it.
+    pub what: String,
+    /// The crop (after flips).
+    pub original: Vec<f32>,
+    /// The network's input.
+    pub transformed: Vec<f32>,
+    /// The network's output.
+    pub restored: Vec<f32>,
+}
+
+/// Who watches a run.
+pub trait Observer {
+    /// A record of a step or an epoch, as it goes to `metrics.jsonl`.
+    fn record(&mut self, record: &Value);
+    /// Some restorations after an epoch that improved.
+    ///
+    /// # Errors
+    /// What writing them meets.
+    fn restorations(&mut self, epoch: u32, size: [usize; 3], rows: &[Restored]) -> Result<()>;
+    /// Something a user should know.
+    fn note(&mut self, text: &str);
+}
+
+/// How the network's inputs come about.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Feed {
+    /// As they are.
+    Plain,
+    /// Distorted as the configuration says.
+    Distorted,
+}
+
+/// One phase.
+pub struct Phase<'a> {
+    /// Device.
+    pub ctx: &'a Context,
+    /// Settings.
+    pub config: &'a Config,
+    /// Network.
+    pub spec: Spec,
+    /// Objective.
+    pub objective: Objective,
+    /// Cube or volume size.
+    pub size: [usize; 3],
+    /// Inputs.
+    pub feed: Feed,
+    /// Samples a step.
+    pub batch: usize,
+    /// Optimiser.
+    pub optimiser: Optimiser,
+    /// Constants of the optimiser.
+    pub hyper: Hyper,
+    /// Largest gradient norm, 0 for none.
+    pub clip_norm: f32,
+    /// First learning rate.
+    pub rate: f32,
+    /// Schedule.
+    pub rules: Rules,
+    /// Most epochs.
+    pub max_epochs: usize,
+    /// Most steps of this phase.
+    pub max_steps: Option<u64>,
+    /// Training samples.
+    pub train: Arc<Samples>,
+    /// Validation samples.
+    pub validation: Arc<Samples>,
+    /// Steps between extra checkpoints, 0 for none.
+    pub checkpoint_steps: usize,
+    /// Where the resumable checkpoint goes.
+    pub last: &'a Path,
+    /// Where the best weights go.
+    pub best: &'a Path,
+    /// What checkpoints say about their origin, besides state and configuration.
+    pub origin: Value,
+    /// Set when the user wants to stop.
+    pub interrupted: &'a AtomicBool,
+}
+
+/// A session with what fills its inputs.
+struct Rig {
+    session: Session,
+    augment: Option<Augment>,
+    /// Stands in for the target of a graph without one.
+    _target: Option<Buffer>,
+}
+
+impl Rig {
+    fn feed(&self, ctx: &Context, batch: &Batch, draws: Draws) -> Result<()> {
+        match &self.augment {
+            Some(a) => a.apply(ctx, &batch.cubes, &batch.samples, draws)?,
+            None => ctx.upload(self.session.input("input")?, 0, &batch.cubes),
+        }
+        if let Ok(labels) = self.session.input("labels") {
+            ctx.upload(labels, 0, &batch.labels);
+        }
+        Ok(())
+    }
+}
+
+impl Phase<'_> {
+    /// The state at the start of the phase.
+    pub fn start(&self, step: u64) -> State {
+        State {
+            phase: self.objective.word().into(),
+            step,
+            updates: 0,
+            epoch: 0,
+            index: 0,
+            standing: Standing::new(self.rate),
+            sums: [0.0; 3],
+            done: false,
+            validation: None,
+        }
+    }
+
+    fn rig(&self, mode: Mode, store: &Store) -> Result<Rig> {
+        let (ctx, config) = (self.ctx, self.config);
+        let graph = self.objective.graph(&self.spec, self.batch, self.size, mode)?;
+        let session = Session::new(ctx, Plan::new(&graph, ctx.caps())?, store)?;
+        let (mut augment, mut stand_in) = (None, None);
+        if self.feed == Feed::Distorted {
+            let input = session.input("input")?;
+            let target = match session.input("target") {
+                Ok(t) => t,
+                Err(_) => stand_in.insert(ctx.buffer("semgen.target", input.bytes())?),
+            };
+            let t = &config.train;
+            augment = Some(Augment::new(ctx, t.preset, t.flip_axes, self.batch, self.size, config.seed, input, target)?);
+        }
+        Ok(Rig { session, augment, _target: stand_in })
+    }
+
+    /// Trains from `state`. `weights` are loaded first: all of them when resuming (with the optimiser's), those that
+    /// match when starting from an earlier phase.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`] after an orderly stop, [`Error::Failed`] for a loss that is not finite, and what
+    /// the device or the files report.
+    pub fn run(&self, mut state: State, weights: Option<&Named>, log: &mut MetricsLog, observer: &mut dyn Observer) -> Result<State> {
+        let ctx = self.ctx;
+        let graph = self.objective.graph(&self.spec, self.batch, self.size, Mode::Train)?;
+        let store = Store::new(ctx, &graph, self.config.seed)?;
+        let mut update = Update::new(ctx, &store, self.optimiser, self.hyper, self.clip_norm)?;
+        let resuming = state.updates > 0;
+        if let Some(named) = weights {
+            load_state_dict(ctx, &store, named, resuming)?;
+            if resuming {
+                update.load(ctx, &store, state.updates, named)?;
+            }
+        }
+        let train = self.rig(Mode::Train, &store)?;
+        let evaluate = self.rig(Mode::Evaluate, &store)?;
+        if self.train.len() < self.batch {
+            observer.note(&format!("{} training samples are fewer than one batch of {}; samples repeat within a step", self.train.len(), self.batch));
+        }
+        let per_epoch = u32::try_from(self.train.train_batches(self.batch)).unwrap_or(u32::MAX);
+        let key = Key::new(u64::from(self.config.seed)).fold(self.objective.stream(), 0);
+        let mut loader = Loader::train(self.train.clone(), self.batch, key, state.epoch, state.index)?;
+        let mut clock = Instant::now();
+        while !state.done {
+            let batch = loader.next().ok_or_else(|| Error::Failed("the loader ended early".into()))??;
+            train.feed(ctx, &batch, Draws::Epoch(batch.epoch))?;
+            train.session.run(ctx)?;
+            update.measure(ctx)?;
+            let (losses, norm) = self.losses(&train.session, &update)?;
+            if !losses.iter().all(|l| l.is_finite()) || !norm.is_finite() {
+                let place = self.first_non_finite(&store, &train.session)?;
+                return Err(Error::Failed(format!(
+                    "step {} ({}): the loss is {} and the gradient norm {norm}, first not finite at {place}; the last good checkpoint is {}; lower train.learning_rate or set train.clip_norm",
+                    state.step + 1,
+                    self.objective.word(),
+                    losses[0],
+                    self.last.display()
+                )));
+            }
+            update.apply(ctx, state.standing.rate)?;
+            state.step += 1;
+            state.updates += 1;
+            state.index += 1;
+            for (sum, l) in state.sums.iter_mut().zip(losses) {
+                *sum += f64::from(l);
+            }
+            let seconds = clock.elapsed().as_secs_f64();
+            clock = Instant::now();
+            let mut record = json!({
+                "kind": "step", "phase": state.phase, "step": state.step, "epoch": state.epoch, "loss": losses[0],
+            });
+            if self.objective.restores() {
+                record["loss_rec"] = json!(losses[1]);
+            }
+            if self.objective.classifies() {
+                record["loss_cls"] = json!(losses[2]);
+            }
+            record["grad_norm"] = json!(norm);
+            record["lr"] = json!(state.standing.rate);
+            record["cubes_per_s"] = json!(self.batch as f64 / seconds.max(1e-9));
+            log.append(&record)?;
+            observer.record(&record);
+            let limit = self.max_steps.is_some_and(|m| state.updates >= m);
+            if state.index == per_epoch || limit {
+                self.end_epoch(&mut state, &store, &evaluate, log, observer)?;
+                state.done = limit || state.epoch as usize >= self.max_epochs || state.standing.stops(&self.rules);
+                self.save_last(&state, &store, &update)?;
+                clock = Instant::now();
+            } else if self.checkpoint_steps > 0 && state.updates.is_multiple_of(self.checkpoint_steps as u64) {
+                self.save_last(&state, &store, &update)?;
+            }
+            if self.interrupted.load(Ordering::Relaxed) {
+                self.save_last(&state, &store, &update)?;
+                return Err(Error::Interrupted(format!("stopped after step {}; continue with --resume", state.step)));
+            }
+        }
+        Ok(state)
+    }
+
+    /// Total, restoration and classification loss of the step, 0 for what does not apply, and the gradient norm.
+    fn losses(&self, session: &Session, update: &Update) -> Result<([f32; 3], f32)> {
+        let names = ["loss", "loss_rec", "loss_cls"];
+        let applies = [true, self.objective.restores(), self.objective.classifies()];
+        let mut out = [0.0; 3];
+        for ((value, name), applies) in out.iter_mut().zip(names).zip(applies) {
+            if applies {
+                *value = session.read::<f32>(self.ctx, name)?[0];
+            }
+        }
+        Ok((out, self.ctx.read::<f32>(update.norm(), 0, 1)?[0]))
+    }
+
+    fn end_epoch(&self, state: &mut State, store: &Store, evaluate: &Rig, log: &mut MetricsLog, observer: &mut dyn Observer) -> Result<()> {
+        let steps = f64::from(state.index.max(1));
+        let (validation, rows) = self.validate(evaluate, state.epoch)?;
+        let improved = state.standing.epoch(&self.rules, validation.loss);
+        let mut record = json!({
+            "kind": "epoch", "phase": state.phase, "epoch": state.epoch, "step": state.step,
+            "loss": state.sums[0] / steps, "val_loss": validation.loss,
+        });
+        if self.objective.restores() {
+            record["val_loss_rec"] = json!(validation.restoration);
+            record["identity_error"] = json!(validation.identity);
+        }
+        if self.objective.classifies() {
+            record["val_loss_cls"] = json!(validation.classification);
+            record["val_accuracy"] = json!(validation.accuracy);
+        }
+        record["lr"] = json!(state.standing.rate);
+        log.append(&record)?;
+        observer.record(&record);
+        if !validation.loss.is_finite() {
+            return Err(Error::Failed(format!("epoch {}: the validation loss is {}; lower train.learning_rate", state.epoch, validation.loss)));
+        }
+        state.validation = Some(validation);
+        state.epoch += 1;
+        state.index = 0;
+        state.sums = [0.0; 3];
+        if improved {
+            if !rows.is_empty() {
+                observer.restorations(state.epoch, self.size, &rows)?;
+            }
+            let file = File { tensors: state_dict(self.ctx, store, state.updates)?, metadata: Some(self.metadata(state)?) };
+            file.write(self.best)?;
+        }
+        Ok(())
+    }
+
+    /// Means over all validation samples, and some restorations.
+    fn validate(&self, rig: &Rig, epoch: u32) -> Result<(Validation, Vec<Restored>)> {
+        let ctx = self.ctx;
+        let draws = Draws::validation(self.config.train.val_transform, epoch);
+        let (mut v, mut count, mut rows) = (Validation::default(), 0.0, Vec::new());
+        for batch in Loader::validation(self.validation.clone(), self.batch)? {
+            let batch = batch?;
+            rig.feed(ctx, &batch, draws)?;
+            rig.session.run(ctx)?;
+            let mut add = |name: &str, into: &mut f64| -> Result<()> {
+                let values = rig.session.read::<f32>(ctx, name)?;
+                *into += values[..batch.valid].iter().map(|&x| f64::from(x)).sum::<f64>();
+                Ok(())
+            };
+            if self.objective.restores() {
+                add("loss_rec", &mut v.restoration)?;
+                add("identity", &mut v.identity)?;
+            }
+            if self.objective.classifies() {
+                add("loss_cls", &mut v.classification)?;
+                add("correct", &mut v.accuracy)?;
+            }
+            count += batch.valid as f64;
+            if rows.is_empty() && self.objective.restores() {
+                rows = self.rows(rig, &batch, draws)?;
+            }
+        }
+        for x in [&mut v.restoration, &mut v.identity, &mut v.classification, &mut v.accuracy] {
+            *x /= count;
+        }
+        v.loss = match self.objective {
+            Objective::Autoencoder { .. } => v.restoration,
+            Objective::Classification { .. } => v.classification,
+            Objective::Joint { restoration, classification, .. } => {
+                f64::from(restoration) * v.restoration + f64::from(classification) * v.classification
+            }
+        };
+        Ok((v, rows))
+    }
+
+    /// The first few restorations of the batch that has just run.
+    fn rows(&self, rig: &Rig, batch: &Batch, draws: Draws) -> Result<Vec<Restored>> {
+        let voxels: usize = self.size.iter().product();
+        let read = |buffer: &Buffer| self.ctx.read::<f32>(buffer, 0, self.batch * voxels);
+        let input = read(rig.session.input("input")?)?;
+        let target = if self.feed == Feed::Distorted { read(rig.session.input("target")?)? } else { input.clone() };
+        let restored: Vec<f32> = rig.session.read(self.ctx, "restored")?;
+        Ok((0..batch.valid.min(6))
+            .map(|i| {
+                let part = |v: &[f32]| v[i * voxels..(i + 1) * voxels].to_vec();
+                let what = rig.augment.as_ref().map_or(String::new(), |a| crate::transform::describe(&a.draw(batch.samples[i], draws)));
+                Restored {
+                    sample: batch.samples[i],
+                    label: batch.labels[i],
+                    what,
+                    original: part(&target),
+                    transformed: part(&input),
+                    restored: part(&restored),
+                }
+            })
+            .collect())
+    }
+
+    fn metadata(&self, state: &State) -> Result<String> {
+        let value = json!({
+            "format": "semgen-checkpoint-1",
+            "network": self.objective.word(),
+            "state": serde_json::to_value(state).map_err(|e| Error::Failed(e.to_string()))?,
+            "origin": self.origin,
+            "config": self.config.to_toml(),
+        });
+        Ok(value.to_string())
+    }
+
+    fn save_last(&self, state: &State, store: &Store, update: &Update) -> Result<()> {
+        let mut tensors = state_dict(self.ctx, store, state.updates)?;
+        update.save(self.ctx, store, &mut tensors)?;
+        File { tensors, metadata: Some(self.metadata(state)?) }.write(self.last)
+    }
+
+    /// Runs the step again with every value kept and names the first operation whose result is not finite.
+    fn first_non_finite(&self, store: &Store, failed: &Session) -> Result<String> {
+        let ctx = self.ctx;
+        let graph = self.objective.graph(&self.spec, self.batch, self.size, Mode::Train)?;
+        let trace = Session::new(ctx, Plan::unshared(&graph, ctx.caps())?, store)?;
+        for (name, value) in graph.inputs() {
+            let data: Vec<u32> = ctx.read(failed.input(name)?, 0, graph.shape(*value).len())?;
+            ctx.upload(trace.input(name)?, 0, &data);
+        }
+        trace.run(ctx)?;
+        for (node, op) in graph.nodes().iter().zip(&trace.plan().ops) {
+            for &value in &node.outputs {
+                if let Some(values) = trace.read_value(ctx, value)?
+                    && values.iter().any(|v| !v.is_finite())
+                {
+                    return Ok(format!("layer {} ({})", node.label, op.op));
+                }
+            }
+        }
+        Ok("a parameter's gradient".into())
+    }
+}
