@@ -69,6 +69,7 @@ impl Case {
 pub fn all_cases() -> Vec<Case> {
     let mut out = Vec::new();
     out.extend(super::activation::cases());
+    out.extend(super::knn::cases());
     out.extend(super::loss::cases());
     out.extend(super::optimiser::cases());
     out

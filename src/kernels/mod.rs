@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 pub mod activation;
 pub mod check;
+pub mod knn;
 pub mod loss;
 pub mod optimiser;
 
@@ -28,6 +29,8 @@ fn file(name: &str) -> &'static str {
         "clip" => "clip.wgsl",
         "cross_entropy" => "cross_entropy.wgsl",
         "dice" => "dice.wgsl",
+        "knn_distance" => "knn_distance.wgsl",
+        "knn_select" => "knn_select.wgsl",
         "loss" => "loss.wgsl",
         "norm" => "norm.wgsl",
         "optimiser" => "optimiser.wgsl",
