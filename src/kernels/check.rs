@@ -70,6 +70,7 @@ pub fn all_cases() -> Vec<Case> {
     let mut out = Vec::new();
     out.extend(super::activation::cases());
     out.extend(super::conv3d::cases());
+    out.extend(super::knn::cases());
     out.extend(super::loss::cases());
     out.extend(super::optimiser::cases());
     out.extend(super::batch_norm::cases());

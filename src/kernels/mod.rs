@@ -12,6 +12,7 @@ pub mod activation;
 pub mod batch_norm;
 pub mod check;
 pub mod conv3d;
+pub mod knn;
 pub mod loss;
 pub mod optimiser;
 pub mod elementwise;
@@ -41,6 +42,8 @@ fn file(name: &str) -> &'static str {
         "clip" => "clip.wgsl",
         "cross_entropy" => "cross_entropy.wgsl",
         "dice" => "dice.wgsl",
+        "knn_distance" => "knn_distance.wgsl",
+        "knn_select" => "knn_select.wgsl",
         "loss" => "loss.wgsl",
         "norm" => "norm.wgsl",
         "optimiser" => "optimiser.wgsl",
