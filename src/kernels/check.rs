@@ -71,6 +71,8 @@ pub fn all_cases() -> Vec<Case> {
     out.extend(super::activation::cases());
     out.extend(super::batch_norm::cases());
     out.extend(super::elementwise::cases());
+    out.extend(super::pool::cases());
+    out.extend(super::reduce::cases());
     out
 }
 

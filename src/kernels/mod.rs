@@ -12,6 +12,8 @@ pub mod activation;
 pub mod batch_norm;
 pub mod check;
 pub mod elementwise;
+pub mod pool;
+pub mod reduce;
 mod rows;
 
 #[cfg(test)]
@@ -32,6 +34,8 @@ fn file(name: &str) -> &'static str {
         "batch_norm" => "batch_norm.wgsl",
         "elementwise" => "elementwise.wgsl",
         "grid" => "common/grid.wgsl",
+        "pool" => "pool.wgsl",
+        "reduce" => "reduce.wgsl",
         "rng" => "common/rng.wgsl",
         "rows" => "common/rows.wgsl",
     }
