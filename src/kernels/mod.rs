@@ -13,8 +13,10 @@ pub mod batch_norm;
 pub mod check;
 pub mod elementwise;
 pub mod pool;
+pub mod prelu;
 pub mod reduce;
 mod rows;
+pub mod upsample;
 
 #[cfg(test)]
 mod difference;
@@ -35,9 +37,11 @@ fn file(name: &str) -> &'static str {
         "elementwise" => "elementwise.wgsl",
         "grid" => "common/grid.wgsl",
         "pool" => "pool.wgsl",
+        "prelu" => "prelu.wgsl",
         "reduce" => "reduce.wgsl",
         "rng" => "common/rng.wgsl",
         "rows" => "common/rows.wgsl",
+        "upsample" => "upsample.wgsl",
     }
 }
 
