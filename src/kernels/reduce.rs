@@ -22,6 +22,7 @@ struct Blocks {
 }
 
 impl Blocks {
+    #[expect(clippy::too_many_arguments, reason = "private, and all of them differ between its callers")]
     fn dispatch(self, entry: &'static str, x: View, output: View, turns: usize, most: usize, first: usize, factor: f32) -> Dispatch {
         let width = vector_width(self.channels);
         let vectors = self.channels / width;
@@ -140,7 +141,7 @@ pub fn mean(rec: &mut Recorder<'_>, x: View, out: View) -> Result<()> {
     segment_sum(rec, "mean", 1, n, 1, 1.0 / n.max(1) as f32, x, out)
 }
 
-/// `d_x[i] = d_out[0] / n` for d_x `[n]`.
+/// `d_x[i] = d_out[0] / n` for `d_x [n]`.
 ///
 /// # Errors
 /// [`crate::error::Error::Shape`] when sizes do not fit or are zero.
