@@ -76,6 +76,10 @@ pub fn all_cases() -> Vec<Case> {
     out.extend(super::batch_norm::cases());
     out.extend(super::elementwise::cases());
     out.extend(super::transform::cases());
+    out.extend(super::pool::cases());
+    out.extend(super::prelu::cases());
+    out.extend(super::reduce::cases());
+    out.extend(super::upsample::cases());
     out
 }
 

@@ -16,7 +16,7 @@ pub(super) fn assert_gradient(what: &str, x: &[f64], gradient: &[f64], loss: imp
         at[i] = x[i];
         let slope = (up - down) / (2.0 * h);
         let error = (slope - gradient[i]).abs() / scale;
-        if !(error <= worst.0) {
+        if error.is_nan() || error > worst.0 {
             worst = (error, i, slope);
         }
     }

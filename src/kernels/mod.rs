@@ -16,7 +16,11 @@ pub mod knn;
 pub mod loss;
 pub mod optimiser;
 pub mod elementwise;
+pub mod pool;
+pub mod prelu;
+pub mod reduce;
 mod rows;
+pub mod upsample;
 
 #[cfg(test)]
 mod difference;
@@ -58,6 +62,12 @@ fn file(name: &str) -> &'static str {
         "transform_flip" => "transform_flip.wgsl",
         "transform_point" => "transform_point.wgsl",
         "transform_shuffle" => "transform_shuffle.wgsl",
+        "pool" => "pool.wgsl",
+        "prelu" => "prelu.wgsl",
+        "reduce" => "reduce.wgsl",
+        "rng" => "common/rng.wgsl",
+        "rows" => "common/rows.wgsl",
+        "upsample" => "upsample.wgsl",
     }
 }
 
