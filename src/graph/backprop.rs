@@ -120,7 +120,9 @@ impl Graph {
             Op::AvgPool(geom) => one(self, grads, Op::AvgPoolGrad(*geom), vec![dy], x[0]),
             Op::GlobalAvgPool => one(self, grads, Op::GlobalAvgPoolGrad, vec![dy], x[0]),
             Op::Upsample(geom, how) => one(self, grads, Op::UpsampleGrad(*geom, *how), vec![dy], x[0]),
-            Op::BatchNorm { geom, .. } => self.norm_grad(grads, &label, Op::BatchNormGrad(*geom), vec![x[0], x[1], y[1], y[2], dy], &x[..3]),
+            Op::BatchNorm { geom, .. } => {
+                self.norm_grad(grads, &label, Op::BatchNormGrad(*geom), vec![x[0], x[1], y[1], y[2], dy], &x[..3])
+            }
             Op::BatchNormRunning(geom) => {
                 self.norm_grad(grads, &label, Op::BatchNormRunningGrad(*geom), vec![x[0], x[1], x[3], x[4], dy], &x[..3]);
             }

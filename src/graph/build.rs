@@ -146,7 +146,8 @@ impl Graph {
 
     fn norm(&self, x: ValueId, v: NormValues, eps: f32) -> Result<(batch_norm::Geom, Vec<ValueId>)> {
         let s = self.shape(x);
-        for (what, value) in [("γ", v.gamma), ("β", v.beta), ("the running mean", v.running_mean), ("the running variance", v.running_var)] {
+        for (what, value) in [("γ", v.gamma), ("β", v.beta), ("the running mean", v.running_mean), ("the running variance", v.running_var)]
+        {
             self.expect("batch_norm", what, value, Shape::vector(s.channels))?;
         }
         let geom = batch_norm::Geom { batch: s.batch, spatial: s.voxels(), channels: s.channels, eps };

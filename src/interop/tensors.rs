@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::path::Path;
 
-use safetensors::tensor::{SafeTensors, TensorView, serialize};
 use safetensors::Dtype;
+use safetensors::tensor::{SafeTensors, TensorView, serialize};
 
 use crate::error::{Error, Result};
 use crate::files;
@@ -99,7 +99,8 @@ impl File {
         let metadata = header.metadata().as_ref().and_then(|m| m.get(KEY).cloned());
         let mut tensors = BTreeMap::new();
         for (name, view) in SafeTensors::deserialize(bytes).map_err(broken)?.iter() {
-            let data = convert(view.dtype(), view.data()).ok_or_else(|| format!("tensor `{name}` has the unsupported type {:?}", view.dtype()))?;
+            let data =
+                convert(view.dtype(), view.data()).ok_or_else(|| format!("tensor `{name}` has the unsupported type {:?}", view.dtype()))?;
             tensors.insert(name.to_owned(), Tensor { shape: view.shape().to_vec(), data });
         }
         Ok(Self { tensors, metadata })

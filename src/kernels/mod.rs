@@ -12,19 +12,19 @@ pub mod activation;
 pub mod batch_norm;
 pub mod check;
 pub mod conv3d;
+pub mod elementwise;
 pub mod knn;
 pub mod loss;
 pub mod optimiser;
-pub mod elementwise;
 pub mod pool;
 pub mod prelu;
 pub mod reduce;
 mod rows;
+pub mod transform;
 pub mod upsample;
 
 #[cfg(test)]
 mod difference;
-pub mod transform;
 
 /// The text of `shaders/<name>.wgsl` or `shaders/common/<name>.wgsl`.
 fn file(name: &str) -> &'static str {
@@ -38,23 +38,26 @@ fn file(name: &str) -> &'static str {
     }
     files! {
         "activation" => "activation.wgsl",
+        "batch_norm" => "batch_norm.wgsl",
+        "clip" => "clip.wgsl",
         "conv3d" => "conv3d.wgsl",
         "conv3d_pack" => "conv3d_pack.wgsl",
         "conv3d_sum" => "conv3d_sum.wgsl",
         "conv3d_tile" => "conv3d_tile.wgsl",
         "conv3d_tile_weight" => "conv3d_tile_weight.wgsl",
-        "clip" => "clip.wgsl",
         "cross_entropy" => "cross_entropy.wgsl",
         "dice" => "dice.wgsl",
+        "elementwise" => "elementwise.wgsl",
+        "grid" => "common/grid.wgsl",
+        "group_sum" => "common/group_sum.wgsl",
         "knn_distance" => "knn_distance.wgsl",
         "knn_select" => "knn_select.wgsl",
         "loss" => "loss.wgsl",
         "norm" => "norm.wgsl",
         "optimiser" => "optimiser.wgsl",
-        "batch_norm" => "batch_norm.wgsl",
-        "elementwise" => "elementwise.wgsl",
-        "grid" => "common/grid.wgsl",
-        "group_sum" => "common/group_sum.wgsl",
+        "pool" => "pool.wgsl",
+        "prelu" => "prelu.wgsl",
+        "reduce" => "reduce.wgsl",
         "rng" => "common/rng.wgsl",
         "rows" => "common/rows.wgsl",
         "transform" => "common/transform.wgsl",
@@ -62,11 +65,6 @@ fn file(name: &str) -> &'static str {
         "transform_flip" => "transform_flip.wgsl",
         "transform_point" => "transform_point.wgsl",
         "transform_shuffle" => "transform_shuffle.wgsl",
-        "pool" => "pool.wgsl",
-        "prelu" => "prelu.wgsl",
-        "reduce" => "reduce.wgsl",
-        "rng" => "common/rng.wgsl",
-        "rows" => "common/rows.wgsl",
         "upsample" => "upsample.wgsl",
     }
 }

@@ -53,9 +53,7 @@ pub(super) fn lower(graph: &Graph, node: &Node, rec: &mut Recorder<'_>) -> Resul
         Op::Upsample(g, Upsampling::Trilinear) => upsample::trilinear_forward(rec, g, x[0], y[0]),
         Op::UpsampleGrad(g, Upsampling::Nearest) => upsample::nearest_backward(rec, g, x[0], y[0]),
         Op::UpsampleGrad(g, Upsampling::Trilinear) => upsample::trilinear_backward(rec, g, x[0], y[0]),
-        Op::BatchNorm { geom, momentum } => {
-            batch_norm::forward(rec, geom, *momentum, x[0], x[1], x[2], x[3], x[4], y[1], y[2], y[0])
-        }
+        Op::BatchNorm { geom, momentum } => batch_norm::forward(rec, geom, *momentum, x[0], x[1], x[2], x[3], x[4], y[1], y[2], y[0]),
         Op::BatchNormGrad(g) => batch_norm::backward(rec, g, x[0], x[1], x[2], x[3], x[4], y[0], y[1], y[2]),
         Op::BatchNormRunning(g) => batch_norm::forward_running(rec, g, x[0], x[1], x[2], x[3], x[4], y[0]),
         Op::BatchNormRunningGrad(g) => batch_norm::backward_running(rec, g, x[0], x[1], x[2], x[3], x[4], y[0], y[1], y[2]),

@@ -63,7 +63,12 @@ pub fn upload(ctx: &Context, buffer: &Buffer, list: &Tensors, prefix: &str, from
             continue;
         };
         let data = t.floats().filter(|_| t.shape == p.file_shape()).ok_or_else(|| {
-            Error::Failed(format!("tensor `{}` has shape {:?}, this network needs {:?}; check model.base_channels, model.classes and model.variant", p.name, t.shape, p.file_shape()))
+            Error::Failed(format!(
+                "tensor `{}` has shape {:?}, this network needs {:?}; check model.base_channels, model.classes and model.variant",
+                p.name,
+                t.shape,
+                p.file_shape()
+            ))
         })?;
         flat[p.offset..p.offset + p.len()].copy_from_slice(&p.to_memory(data));
         report.loaded.push(p.name.clone());
@@ -82,7 +87,9 @@ pub fn load_state_dict(ctx: &Context, store: &Store, from: &Named, strict: bool)
     report.loaded.extend(state.loaded);
     report.missing.extend(state.missing);
     if report.loaded.is_empty() {
-        return Err(Error::Failed("no tensor of the file has a name of this network; check that it is a Semantic Genesis state dict of the same variant".into()));
+        return Err(Error::Failed(
+            "no tensor of the file has a name of this network; check that it is a Semantic Genesis state dict of the same variant".into(),
+        ));
     }
     if strict && let Some(name) = report.missing.first() {
         return Err(Error::Failed(format!("the file lacks `{name}` and {} more tensors of this network", report.missing.len() - 1)));

@@ -222,7 +222,11 @@ impl Phase<'_> {
         let train = self.rig(Mode::Train, &store)?;
         let evaluate = self.rig(Mode::Evaluate, &store)?;
         if self.train.len() < self.batch {
-            observer.note(&format!("{} training samples are fewer than one batch of {}; samples repeat within a step", self.train.len(), self.batch));
+            observer.note(&format!(
+                "{} training samples are fewer than one batch of {}; samples repeat within a step",
+                self.train.len(),
+                self.batch
+            ));
         }
         let per_epoch = u32::try_from(self.train.train_batches(self.batch)).unwrap_or(u32::MAX);
         let key = Key::new(u64::from(self.config.seed)).fold(self.objective.stream(), 0);
@@ -317,7 +321,10 @@ impl Phase<'_> {
         log.append(&record)?;
         observer.record(&record);
         if !validation.loss.is_finite() {
-            return Err(Error::Failed(format!("epoch {}: the validation loss is {}; lower train.learning_rate", state.epoch, validation.loss)));
+            return Err(Error::Failed(format!(
+                "epoch {}: the validation loss is {}; lower train.learning_rate",
+                state.epoch, validation.loss
+            )));
         }
         state.validation = Some(validation);
         state.epoch += 1;
@@ -342,7 +349,7 @@ impl Phase<'_> {
             let batch = batch?;
             rig.feed(ctx, &batch, draws)?;
             rig.session.run(ctx)?;
-            let mut add = |name: &str, into: &mut f64| -> Result<()> {
+            let add = |name: &str, into: &mut f64| -> Result<()> {
                 let values = rig.session.read::<f32>(ctx, name)?;
                 *into += values[..batch.valid].iter().map(|&x| f64::from(x)).sum::<f64>();
                 Ok(())
