@@ -11,23 +11,26 @@
 //! | label | meaning |
 //! |---|---|
 //! | 0 | background (air outside, couch) |
-//! | 1 | body: skin, fat, muscle, and every organ without a label of its own |
+//! | 1 | body: skin, fat, muscle, and the fat of the heart, every organ without a label of its own |
 //! | 2 | bone |
 //! | 3 | lung |
 //! | 4 | vessel: great vessels and the lung's vessels that fill half a voxel |
 //! | 5 | airway (its air) |
-//! | 6 | heart with the fat on it |
+//! | 6 | heart: muscle and chambers |
 //! | 7 | liver |
 //! | 8 | nodule |
 //! | 9 | spleen and stomach |
 
 mod build;
+mod lungs;
 mod noise;
 mod organs;
 mod render;
 mod set;
 mod shape;
 mod skeleton;
+#[cfg(test)]
+mod tests;
 mod torso;
 mod tree;
 
@@ -52,7 +55,7 @@ pub const LUNG: u8 = 3;
 pub const VESSEL: u8 = 4;
 /// Label of the air in trachea and bronchi.
 pub const AIRWAY: u8 = 5;
-/// Label of the heart.
+/// Label of the heart's muscle and chambers.
 pub const HEART: u8 = 6;
 /// Label of the liver.
 pub const LIVER: u8 = 7;
@@ -156,7 +159,7 @@ impl Patient {
             build,
             shift: [between(&mut rng, -7.0, 7.0), between(&mut rng, -6.0, 6.0), between(&mut rng, -8.0, 8.0)],
             blood_hu,
-            noise_hu: between(&mut rng, 8.0, 14.0),
+            noise_hu: between(&mut rng, 6.5, 11.0),
             couch: rng.unit() < 0.75,
             nodules: Vec::new(),
             meal: rng.unit(),

@@ -95,11 +95,22 @@ mod tests {
     fn noise_has_unit_spread_and_neighbours_go_together() {
         let size = [40, 41, 42];
         let n = correlated(Key::new(3), size);
-        let mean = n.iter().sum::<f32>() / n.len() as f32;
-        let var = n.iter().map(|v| (v - mean).powi(2)).sum::<f32>() / n.len() as f32;
-        assert!(mean.abs() < 0.02 && (var - 1.0).abs() < 0.05, "mean {mean}, variance {var}");
-        let step = size[1] * size[2];
-        let pair = n.iter().zip(&n[step..]).map(|(a, b)| a * b).sum::<f32>() / (n.len() - step) as f32;
+        let at = |x: usize, y: usize, z: usize| n[(x * size[1] + y) * size[2] + z];
+        // Repeated edges make the border noisier; measure within it.
+        let (mut mean, mut square, mut pair, mut count) = (0.0, 0.0, 0.0, 0.0);
+        for x in 2..size[0] - 2 {
+            for y in 2..size[1] - 2 {
+                for z in 2..size[2] - 2 {
+                    let v = at(x, y, z);
+                    mean += v;
+                    square += v * v;
+                    pair += v * at(x + 1, y, z);
+                    count += 1.0;
+                }
+            }
+        }
+        let (mean, square, pair) = (mean / count, square / count, pair / count);
+        assert!(mean.abs() < 0.02 && (square - 1.0).abs() < 0.03, "mean {mean}, variance {square}");
         assert!((0.3..0.8).contains(&pair), "correlation {pair}");
     }
 

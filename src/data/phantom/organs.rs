@@ -1,10 +1,9 @@
-//! Heart, great vessels, airways, oesophagus, what shows of the abdomen, and the lung's trees.
+//! Heart, great vessels, large airways, oesophagus and what shows of the abdomen.
 
-use super::shape::{Fill, Form, Point, Solid, add, cross, mix, scale, sub, unit};
+use super::lungs::lungs;
+use super::shape::{Fill, Form, Point, Solid, add, cross, mix, scale, unit};
 use super::torso::Torso;
-use super::tree::{Branch, cloud, grow};
-use super::{AIRWAY, BODY, HEART, Nodule, Texture, VESSEL};
-use super::NODULE;
+use super::{AIRWAY, BODY, HEART, VESSEL};
 use crate::rng::CounterRng;
 
 /// Values that belong to one examination rather than to the body.
@@ -16,9 +15,10 @@ pub(super) struct Blood {
     pub(super) right: f32,
 }
 
-struct Scene<'a> {
-    t: &'a Torso,
-    out: Vec<Solid>,
+/// The solids of a patient so far.
+pub(super) struct Scene<'a> {
+    pub(super) t: &'a Torso,
+    pub(super) out: Vec<Solid>,
 }
 
 impl Scene<'_> {
@@ -72,53 +72,10 @@ pub(super) fn organs(t: &Torso, blood: Blood, rng: &mut CounterRng) -> Vec<Solid
     s.out
 }
 
-/// The hilum of one lung.
-fn hilum(s: &Scene<'_>, side: f32) -> Point {
+/// The hilum of one lung (`side` -1 right, +1 left).
+pub(super) fn hilum(s: &Scene<'_>, side: f32) -> Point {
     let carina = s.t.at(0.70);
     if side < 0.0 { s.at(-44.0, 8.0, carina - 26.0) } else { s.at(48.0, 14.0, carina - 22.0) }
-}
-
-fn lungs(s: &mut Scene<'_>, blood: Blood, rng: &mut CounterRng) {
-    let t = s.t;
-    let thin_out = 1.0 - 0.35 * t.build.emphysema;
-    for side in [-1.0, 1.0] {
-        let root = hilum(s, side);
-        // About as many end points per volume in every body.
-        let volume = t.build.width * t.build.depth * t.build.stature;
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small positive count")]
-        let count = |n: f32| (n * volume * thin_out) as usize;
-        let ends = cloud(t, side, count(430.0), 4.0, rng);
-        let arteries = grow(root, [side * 0.8, 0.1, -0.2], 8.0, ends, rng);
-        for b in &arteries {
-            s.out.push(Solid::new(Form::capsule(b.a, b.b, b.ra, b.rb), Fill::Plain(vessel_hu(b, blood.right)), Some(VESSEL)));
-        }
-        for b in arteries.iter().filter(|b| b.feeds >= 9) {
-            airway_beside(s, b);
-        }
-        let h = t.heart;
-        let low = [h[0] + side * 46.0 * t.build.width, h[1] + 34.0 * t.build.depth, h[2] + 16.0];
-        let ends = cloud(t, side, count(300.0), 4.0, rng);
-        for b in grow(low, [side, 0.2, 0.0], 6.2, ends, rng) {
-            s.out.push(Solid::new(Form::capsule(b.a, b.b, b.ra, b.rb), Fill::Plain(vessel_hu(&b, blood.left)), Some(VESSEL)));
-        }
-    }
-}
-
-fn vessel_hu(b: &Branch, blood: f32) -> f32 {
-    // Small vessels carry the same blood; their lower value in the image comes from partial volume.
-    if b.feeds > 3 { blood } else { 0.8 * blood }
-}
-
-/// The bronchus that runs with an artery.
-fn airway_beside(s: &mut Scene<'_>, b: &Branch) {
-    let run = sub(b.b, b.a);
-    let aside = cross(unit(run), [0.3, 0.2, 0.93]);
-    let aside = if aside[0] * b.a[0] > 0.0 { scale(aside, -1.0) } else { aside };
-    let off = scale(unit(aside), 1.9 * b.ra + 0.8);
-    let r = 0.78 * b.ra;
-    let form = Form::capsule(add(b.a, off), add(b.b, off), r + 0.9, 0.93 * r + 0.8);
-    s.out.push(Solid::new(form.clone(), Fill::Plain(-80.0), None));
-    s.out.push(Solid::new(Form::capsule(add(b.a, off), add(b.b, off), r, 0.93 * r), Fill::Plain(-985.0), Some(AIRWAY)));
 }
 
 fn heart(s: &mut Scene<'_>, blood: Blood) {
@@ -132,13 +89,9 @@ fn heart(s: &mut Scene<'_>, blood: Blood) {
     let grown = |r: Point, by: f32| r.map(|v| (v + by).max(3.0));
     let lv_r = [lv.1[0] * 1.22, lv.1[1] * 0.86, lv.1[1] * 0.88];
     let rv_r = [rv.1[0] * 1.10, rv.1[1] * 0.88, rv.1[2] * 0.95];
-    let fat = 4.5 + 0.06 * t.build.fat;
-    for (form, by) in [(oriented(lv.0, grown(lv_r, fat - 1.5)), 0.0), (oriented(rv.0, grown(rv_r, fat)), 0.0)] {
-        let _ = by;
-        s.out.push(Solid::new(form, Fill::Plain(-85.0), Some(HEART)));
-    }
-    for (c, r) in [ra, la] {
-        s.blob(c, grown(r, fat - 1.0), Fill::Plain(-85.0), Some(HEART));
+    // The tilted ventricles reach out of the upright envelope that carries the fat.
+    for form in [oriented(lv.0, grown(lv_r, 3.0)), oriented(rv.0, grown(rv_r, 3.0))] {
+        s.out.push(Solid::new(form, Fill::Plain(-85.0), Some(BODY)));
     }
     let muscle = mix(46.0, 95.0, ((blood.left - 45.0) / 140.0).clamp(0.0, 1.0));
     let flesh = |f: Form| Solid::new(f, Fill::Plain(muscle), Some(HEART));
@@ -173,7 +126,12 @@ fn great_veins(s: &mut Scene<'_>, blood: Blood) {
     s.tube(&[(ra.0, 12.0), (s.at(-28.0, -12.0, carina - 30.0), 10.0), (s.at(-28.0, -14.0, carina), 9.5), (meet, 9.0)], fill, Some(VESSEL));
     let l = t.level(t.at(0.95));
     s.tube(&[(meet, 8.0), (s.at(-34.0, -10.0, carina + 55.0), 7.0), ([-46.0, l.yc - 14.0, t.at(1.12)], 6.5)], fill, Some(VESSEL));
-    let left = curve(&[(meet, 7.0), (s.at(2.0, -34.0, carina + 42.0), 6.5), (s.at(30.0, -16.0, carina + 56.0), 6.5), ([46.0, l.yc - 14.0, t.at(1.12)], 6.5)]);
+    let left = curve(&[
+        (meet, 7.0),
+        (s.at(2.0, -34.0, carina + 42.0), 6.5),
+        (s.at(30.0, -16.0, carina + 56.0), 6.5),
+        ([46.0, l.yc - 14.0, t.at(1.12)], 6.5),
+    ]);
     s.tube(&left, fill, Some(VESSEL));
     // Azygos vein beside the spine, arching over the right main bronchus.
     let spine = |u: f32| t.level(t.at(u)).spine;
@@ -190,7 +148,12 @@ fn great_veins(s: &mut Scene<'_>, blood: Blood) {
     let down = |z: f32, y: f32| [-24.0 * t.build.width, y, z];
     let base = t.at(-0.05);
     s.tube(
-        &[(add(ra.0, [4.0, 4.0, -12.0]), 13.0), (down(ra.0[2] - 40.0, ra.0[1] + 22.0), 12.0), (down(base - 10.0, spine(0.0) - 24.0), 11.5), (down(base - 130.0, spine(0.0) - 22.0), 11.0)],
+        &[
+            (add(ra.0, [4.0, 4.0, -12.0]), 13.0),
+            (down(ra.0[2] - 40.0, ra.0[1] + 22.0), 12.0),
+            (down(base - 10.0, spine(0.0) - 24.0), 11.5),
+            (down(base - 130.0, spine(0.0) - 22.0), 11.0),
+        ],
         fill,
         Some(VESSEL),
     );
@@ -211,7 +174,8 @@ fn great_arteries(s: &mut Scene<'_>, blood: Blood, rng: &mut CounterRng) {
     let spine = |u: f32| t.level(t.at(u)).spine;
     // Pulmonary trunk and its two arteries.
     let fork = s.at(12.0, -14.0, carina - 22.0);
-    let trunk = curve(&[([h[0] + 6.0, h[1] - 20.0, h[2] + 26.0], 13.5 * k), (s.at(18.0, -34.0, carina - 32.0), 13.5 * k), (fork, 12.5 * k)]);
+    let trunk =
+        curve(&[([h[0] + 6.0, h[1] - 20.0, h[2] + 26.0], 13.5 * k), (s.at(18.0, -34.0, carina - 32.0), 13.5 * k), (fork, 12.5 * k)]);
     s.tube(&trunk, blue, Some(VESSEL));
     let (right, left) = (hilum(s, -1.0), hilum(s, 1.0));
     let right_main = curve(&[(fork, 11.0 * k), (s.at(-12.0, -2.0, carina - 24.0), 10.5 * k), (right, 9.0 * k)]);
@@ -238,9 +202,27 @@ fn great_arteries(s: &mut Scene<'_>, blood: Blood, rng: &mut CounterRng) {
     // Brachiocephalic, left carotid and left subclavian arteries.
     let inlet = t.level(t.at(0.98));
     let y = inlet.spine - 22.0;
-    s.tube(&[(s.at(-6.0, -18.0, carina + 24.0), 7.0), (s.at(-16.0, -6.0, carina + 48.0), 6.5), ([-24.0, y, t.at(1.0)], 5.0), ([-26.0, y - 6.0, t.at(1.3)], 4.0)], red, Some(VESSEL));
-    s.tube(&[(s.at(6.0, -10.0, carina + 28.0), 4.8), (s.at(16.0, -2.0, carina + 52.0), 4.3), ([22.0, y - 4.0, t.at(1.3)], 4.0)], red, Some(VESSEL));
-    let sub_left = curve(&[(s.at(17.0, 4.0, carina + 26.0), 5.5), (s.at(26.0, 14.0, carina + 50.0), 5.2), ([44.0, y + 4.0, t.at(1.03)], 5.0), ([0.75 * t.a, inlet.yc - 6.0, t.at(1.05)], 4.5)]);
+    s.tube(
+        &[
+            (s.at(-6.0, -18.0, carina + 24.0), 7.0),
+            (s.at(-16.0, -6.0, carina + 48.0), 6.5),
+            ([-24.0, y, t.at(1.0)], 5.0),
+            ([-26.0, y - 6.0, t.at(1.3)], 4.0),
+        ],
+        red,
+        Some(VESSEL),
+    );
+    s.tube(
+        &[(s.at(6.0, -10.0, carina + 28.0), 4.8), (s.at(16.0, -2.0, carina + 52.0), 4.3), ([22.0, y - 4.0, t.at(1.3)], 4.0)],
+        red,
+        Some(VESSEL),
+    );
+    let sub_left = curve(&[
+        (s.at(17.0, 4.0, carina + 26.0), 5.5),
+        (s.at(26.0, 14.0, carina + 50.0), 5.2),
+        ([44.0, y + 4.0, t.at(1.03)], 5.0),
+        ([0.75 * t.a, inlet.yc - 6.0, t.at(1.05)], 4.5),
+    ]);
     s.tube(&sub_left, red, Some(VESSEL));
     let sub_right = curve(&[([-24.0, y, t.at(1.0)], 5.0), ([-46.0, y, t.at(1.04)], 5.0), ([-0.75 * t.a, inlet.yc - 6.0, t.at(1.05)], 4.5)]);
     s.tube(&sub_right, red, Some(VESSEL));
@@ -269,7 +251,12 @@ fn airways(s: &mut Scene<'_>) {
     let top = t.level(t.at(1.35));
     let mid = t.level(t.at(0.97));
     let fork = s.at(0.0, 6.0, carina);
-    let trachea = curve(&[([1.0, top.spine - 36.0, t.at(1.40)], 8.5 * w), ([1.0, mid.spine - 34.0, t.at(0.97)], 8.6 * w), (s.at(0.0, 3.0, carina + 26.0), 8.8 * w), (fork, 8.4 * w)]);
+    let trachea = curve(&[
+        ([1.0, top.spine - 31.0, t.at(1.40)], 8.3 * w),
+        ([1.0, mid.spine - 33.0, t.at(0.97)], 8.6 * w),
+        (s.at(0.0, 3.0, carina + 26.0), 8.8 * w),
+        (fork, 8.4 * w),
+    ]);
     let mut hila = [hilum(s, -1.0), hilum(s, 1.0)];
     for h in &mut hila {
         h[1] += 9.0;
@@ -277,13 +264,18 @@ fn airways(s: &mut Scene<'_>) {
     }
     let right = curve(&[(fork, 7.2 * w), (s.at(-22.0, 10.0, carina - 15.0), 6.6 * w), (hila[0], 5.2 * w)]);
     let left = curve(&[(fork, 6.8 * w), (s.at(26.0, 14.0, carina - 19.0), 5.8 * w), (hila[1], 4.8 * w)]);
-    let lower = |h: Point, x: f32| [(h, 4.8 * w), (add(h, [x * 10.0, 10.0, -30.0]), 3.6 * w), (add(h, [x * 20.0, 18.0, -58.0]), 2.6 * w)];
-    let upper = |h: Point, x: f32| [(add(h, [-x * 8.0, 0.0, 8.0]), 4.2 * w), (add(h, [x * 12.0, -4.0, 22.0]), 3.2 * w), (add(h, [x * 24.0, -8.0, 38.0]), 2.2 * w)];
+    let lower = |h: Point, x: f32| {
+        let reach = t.build.stature * (1.1 - t.build.dome).min(0.85);
+        [(h, 4.8 * w), (add(h, [x * 9.0, 9.0, -26.0 * reach]), 3.6 * w), (add(h, [x * 18.0, 17.0, -50.0 * reach]), 2.3 * w)]
+    };
+    let upper = |h: Point, x: f32| {
+        [(add(h, [-x * 8.0, 0.0, 8.0]), 4.2 * w), (add(h, [x * 12.0, -4.0, 22.0]), 3.2 * w), (add(h, [x * 24.0, -8.0, 38.0]), 2.2 * w)]
+    };
     let lobes = [lower(hila[0], -1.0), upper(hila[0], -1.0), lower(hila[1], 1.0), upper(hila[1], 1.0)];
     // Oesophagus behind the trachea and the left atrium, to the stomach.
     let spine = |u: f32| t.level(t.at(u)).spine;
     let gullet = curve(&[
-        ([5.0, top.spine - 21.0, t.at(1.40)], 6.5),
+        ([5.0, top.spine - 19.0, t.at(1.40)], 5.5),
         ([5.0, mid.spine - 22.0, t.at(0.97)], 6.5),
         ([5.0, (spine(0.7) - 22.0).max(fork[1] + 15.0), carina], 6.8),
         ([5.0, spine(0.4) - 22.0, t.at(0.45)], 7.2),
@@ -300,7 +292,8 @@ fn airways(s: &mut Scene<'_>) {
         }
     }
     // All walls first, then all lumens, so that no wall closes a fork.
-    let paths: Vec<&[(Point, f32)]> = [trachea.as_slice(), right.as_slice(), left.as_slice()].into_iter().chain(lobes.iter().map(|l| l.as_slice())).collect();
+    let paths: Vec<&[(Point, f32)]> =
+        [trachea.as_slice(), right.as_slice(), left.as_slice()].into_iter().chain(lobes.iter().map(|l| l.as_slice())).collect();
     for path in &paths {
         let wall: Vec<_> = path.iter().map(|(p, r)| (*p, r + 1.0 + 0.06 * r)).collect();
         s.tube(&wall, Fill::Plain(30.0), None);
@@ -312,52 +305,55 @@ fn airways(s: &mut Scene<'_>) {
 
 fn abdomen(s: &mut Scene<'_>, blood: Blood) {
     let t = s.t;
+    // Hepatic and portal veins; their label stays the liver's.
+    let gate = [-24.0 * t.build.width, t.heart[1] + 26.0, t.domes[0] - 22.0];
+    let vein = Fill::Plain(mix(38.0, 128.0, ((blood.right - 42.0) / 115.0).clamp(0.0, 1.0)));
+    for (x, y, z) in [(-0.62, 0.30, -38.0), (-0.55, -0.35, -20.0), (-0.12, -0.55, -16.0)] {
+        let end = [gate[0] + x * 0.95 * t.a, y * t.b, gate[2] + z];
+        let middle = add(scale(add(gate, end), 0.5), [0.0, -4.0, 7.0]);
+        s.tube(&curve(&[(gate, 5.0), (middle, 3.8), (end, 1.8)]), vein, None);
+    }
+    let portal = [-30.0 * t.build.width, 4.0, t.domes[0] - 62.0];
+    for (x, y, z) in [(-42.0, 16.0, 14.0), (-38.0, -26.0, 4.0), (10.0, -44.0, 18.0), (-30.0, 22.0, -26.0)] {
+        s.tube(&curve(&[(portal, 6.0), (add(portal, [0.55 * x, 0.5 * y + 4.0, 0.4 * z]), 4.2), (add(portal, [x, y, z]), 2.0)]), vein, None);
+    }
     let base = t.at(-0.05);
     let spine = t.level(base).spine;
     let lit = ((blood.left - 45.0) / 140.0).clamp(0.0, 1.0);
     // Crura, psoas, kidneys, adrenal limbs, pancreas and bowel loops below the domes.
     for side in [-1.0, 1.0] {
-        let crus = Form::Capsule { a: [side * 11.0, spine - 26.0, base + 34.0], b: [side * 13.0, spine - 10.0, base - 80.0], ra: 4.0, rb: 6.0, squash: [1.0, 1.6, 1.0] };
+        let crus = Form::Capsule {
+            a: [side * 11.0, spine - 26.0, base + 34.0],
+            b: [side * 13.0, spine - 10.0, base - 80.0],
+            ra: 4.0,
+            rb: 6.0,
+            squash: [1.0, 1.6, 1.0],
+        };
         s.out.push(Solid::new(crus, Fill::Plain(50.0), Some(BODY)));
         let psoas = Form::capsule([side * 24.0, spine + 2.0, base - 30.0], [side * 36.0, spine + 2.0, base - 120.0], 8.0, 18.0);
         s.out.push(Solid::new(psoas, Fill::Plain(54.0), Some(BODY)));
         let kidney = [side * 58.0 * t.build.width, spine + 2.0, base - if side < 0.0 { 62.0 } else { 46.0 }];
-        s.blob(kidney, [29.0, 27.0, 54.0], Fill::Walled { core: mix(30.0, 110.0, lit), wall: mix(32.0, 170.0, lit), thick: 13.0, grain: 6.0 }, Some(BODY));
+        s.blob(kidney, [38.0, 34.0, 64.0], Fill::Plain(-100.0), Some(BODY));
+        s.blob(
+            kidney,
+            [29.0, 27.0, 54.0],
+            Fill::Walled { core: mix(30.0, 110.0, lit), wall: mix(32.0, 170.0, lit), thick: 13.0, grain: 6.0 },
+            Some(BODY),
+        );
         s.blob(add(kidney, [-side * 10.0, -4.0, 0.0]), [13.0, 9.0, 24.0], Fill::Plain(-60.0), Some(BODY));
         let gland = add(kidney, [-side * 22.0, -14.0, 52.0]);
         s.tube(&[(gland, 2.6), (add(gland, [side * 12.0, 12.0, -6.0]), 2.0)], Fill::Plain(mix(25.0, 60.0, lit)), Some(BODY));
     }
     let gas = |level: f32| Fill::Hollow { wall: 42.0, thick: 3.0, fluid: 5.0, level };
-    let colon = [0.66 * t.a, -0.36 * t.b, base - 16.0];
+    let colon = [0.72 * t.a, -0.40 * t.b, base - 30.0];
     s.blob(colon, [24.0, 22.0, 30.0], gas(colon[1] + 6.0), Some(BODY));
-    let second = [0.36 * t.a, -0.62 * t.b, base - 40.0];
+    let second = [0.40 * t.a, -0.64 * t.b, base - 52.0];
     s.blob(second, [26.0, 17.0, 20.0], gas(second[1] - 2.0), Some(BODY));
     let third = [0.05 * t.a, -0.55 * t.b, base - 66.0];
     s.blob(third, [34.0, 18.0, 19.0], gas(third[1] + 4.0), Some(BODY));
-    s.tube(&[([-14.0, spine - 52.0, base - 58.0], 11.0), ([28.0, spine - 46.0, base - 48.0], 9.0), ([62.0, spine - 26.0, base - 36.0], 8.0)], Fill::Plain(mix(38.0, 90.0, lit)), Some(BODY));
-}
-
-/// The solids of one nodule.
-pub(super) fn nodule(n: &Nodule, centre: Point, rng: &mut CounterRng) -> Vec<Solid> {
-    let r = n.diameter * 0.5;
-    let (hu, core, rough) = match n.texture {
-        Texture::Solid => (35.0, 45.0, 0.16),
-        Texture::Spiculated => (25.0, 40.0, 0.34),
-        Texture::PartSolid => (-560.0, 20.0, 0.24),
-        Texture::GroundGlass => (-610.0, -520.0, 0.24),
-        Texture::Calcified => (180.0, 520.0, 0.06),
-    };
-    let mut out = Vec::new();
-    if n.texture == Texture::Spiculated {
-        for _ in 0..13 {
-            let z = 2.0 * rng.unit() - 1.0;
-            let turn = rng.unit() * std::f32::consts::TAU;
-            let flat = (1.0 - z * z).sqrt();
-            let way = [flat * turn.cos(), flat * turn.sin(), z];
-            let tip = add(centre, scale(way, r * mix(1.4, 2.1, rng.unit())));
-            out.push(Solid::new(Form::capsule(add(centre, scale(way, 0.6 * r)), tip, 1.5, 0.4), Fill::Plain(-60.0), None));
-        }
-    }
-    out.push(Solid::new(Form::upright(centre, [r; 3]), Fill::Rough { hu, core, rough }, Some(NODULE)));
-    out
+    s.tube(
+        &[([-14.0, spine - 52.0, base - 58.0], 11.0), ([28.0, spine - 46.0, base - 48.0], 9.0), ([62.0, spine - 26.0, base - 36.0], 8.0)],
+        Fill::Plain(mix(38.0, 90.0, lit)),
+        Some(BODY),
+    );
 }

@@ -4,10 +4,10 @@ use rayon::prelude::*;
 
 use super::noise::{correlated, smooth};
 use super::organs::organs;
-use super::shape::{Point, Solid, coverage, ellipsoid, mix, step};
+use super::shape::{Point, Solid, coverage, ellipsoid, mix, smooth_max, step};
 use super::skeleton::skeleton;
 use super::torso::{Level, Torso};
-use super::{BACKGROUND, BODY, LIVER, LUNG, NODULE, Patient, SPLEEN_STOMACH, organs};
+use super::{BACKGROUND, BODY, LIVER, LUNG, NODULE, Patient, SPLEEN_STOMACH, lungs};
 use crate::data::volume::Volume;
 
 /// Hounsfield units a scanner can store.
@@ -36,12 +36,7 @@ fn centres(n: usize, spacing: f64) -> Vec<f32> {
 /// The affine of a grid centred on the origin with axes Left, Posterior, Superior, in RAS+.
 pub(super) fn affine(size: [usize; 3], spacing: [f64; 3]) -> [[f64; 4]; 4] {
     let half = |i: usize| (size[i] as f64 - 1.0) * 0.5 * spacing[i];
-    [
-        [-spacing[0], 0.0, 0.0, half(0)],
-        [0.0, -spacing[1], 0.0, half(1)],
-        [0.0, 0.0, spacing[2], -half(2)],
-        [0.0, 0.0, 0.0, 1.0],
-    ]
+    [[-spacing[0], 0.0, 0.0, half(0)], [0.0, -spacing[1], 0.0, half(1)], [0.0, 0.0, spacing[2], -half(2)], [0.0, 0.0, 0.0, 1.0]]
 }
 
 /// Renders `patient`: Hounsfield units and labels.
@@ -52,7 +47,7 @@ pub(super) fn render(patient: &Patient, size: [usize; 3], spacing: [f64; 3]) -> 
     solids.extend(skeleton(&torso));
     let mut rng = patient.key.fold(4, 0).rng();
     for n in &patient.nodules {
-        solids.extend(organs::nodule(n, patient.centre(n), &mut rng));
+        solids.extend(lungs::nodule(n, patient.centre(n), &mut rng));
     }
     let axis = |i: usize| -> Vec<f32> { centres(size[i], spacing[i]).iter().map(|v| v - patient.shift[i]).collect() };
     let (xs, ys, zs) = (axis(0), axis(1), axis(2));
@@ -60,7 +55,8 @@ pub(super) fn render(patient: &Patient, size: [usize; 3], spacing: [f64; 3]) -> 
     #[expect(clippy::cast_possible_truncation, reason = "a voxel width")]
     let width = ((spacing[0] * spacing[1] * spacing[2]).cbrt() * 0.92) as f32;
     let lit = ((patient.blood_hu - 45.0) / 140.0).clamp(0.0, 1.0);
-    let scene = Scene { patient, torso: &torso, solids, levels: zs.iter().map(|z| torso.level(*z)).collect(), width, couch: back + 3.0, lit };
+    let scene =
+        Scene { patient, torso: &torso, solids, levels: zs.iter().map(|z| torso.level(*z)).collect(), width, couch: back + 3.0, lit };
 
     let slab = size[1] * size[2];
     let mut hu = vec![0f32; size[0] * slab];
@@ -188,16 +184,19 @@ impl Scene<'_> {
         }
         // Two sheets of muscle: on the ribs, and the girdle under the skin; fat of the armpit between.
         let front = step(0.0, -0.7, (p[1] - l.yc) / l.b);
-        let outer = (9.0 + 9.0 * l.shoulder * (0.45 + 0.55 * front)) * build.muscle;
+        let flank = step(0.75, 0.25, ((p[1] - l.yc) / l.b.max(40.0)).abs()) * l.shoulder;
+        let outer = (9.0 + 9.0 * l.shoulder * (0.45 + 0.55 * front)) * (1.0 - 0.75 * flank) * build.muscle + 4.0 * f.at(p, 31.0);
         let on_ribs = 12.5 + 2.0 * build.muscle + if p[1] > l.yc { 14.0 * step(60.0, 30.0, p[0].abs()) } else { 0.0 };
-        let gap = (-muscle - outer).min(cage - on_ribs);
+        // Bundles of the girdle and of the neck cross that fat.
+        let bundle = 26.0 * (f.at([p[0], p[1], p[2] * 0.35], 30.0) - 0.30 + 0.5 * step(1.0, 1.2, l.u));
+        let gap = (-muscle - outer).min(cage - on_ribs).min(-bundle);
         let flesh = 54.0 + 6.0 * grain;
         let flesh = mix(hu, flesh, coverage(gap, w) * coverage(muscle, w));
         // Planes of fat between and within the muscles.
         let plane = (1.0 - (cage - 10.6 - 1.2 * grain).abs() / 1.6).max(0.0) * step(0.2, 0.5, grain.abs() + 0.3);
         let marble = (1.0 - f.at([p[0], p[1], p[2] * 0.45], 15.0).abs() / 0.07).max(0.0) * step(3.0, 7.0, cage - 9.0);
         let lean = (0.35 + 0.014 * build.fat).min(0.75);
-        mix(flesh, -85.0, (plane * 0.8).max(marble) * lean * step(0.0, 4.0, -muscle))
+        mix(flesh, -85.0, (plane * 0.8).max(0.65 * marble) * lean * step(0.0, 4.0, -muscle))
     }
 
     /// Everything within the pleura or the abdominal wall that is not a [`Solid`].
@@ -222,6 +221,17 @@ impl Scene<'_> {
                     label = LUNG;
                 }
             }
+            let heart = t.heart;
+            let reach = 105.0 * t.build.heart;
+            if (x - heart[0]).abs() < reach && (z - heart[2]).abs() < reach {
+                let fat = t.pericardium(p);
+                if fat < w {
+                    hu = mix(hu, -88.0 + 30.0 * (1.0 - f.at(p, 12.0).abs() / 0.1).max(0.0), coverage(fat, w));
+                    if fat < 0.0 {
+                        label = BODY;
+                    }
+                }
+            }
         }
         (hu, label)
     }
@@ -237,15 +247,17 @@ impl Scene<'_> {
             }
         };
         // The liver ends on an oblique plane: its left lobe crosses the midline in front only.
-        let edge = 0.80 * x + 0.60 * y - 0.06 * t.a + 9.0 * f.at(p, 42.0);
-        let under = t.at(-0.05) - 75.0 + 1.1 * (x + 25.0).max(0.0) - z;
-        let liver = (cavity + 1.5).max(edge).max(under * 0.7);
+        // Lower down only the right lobe is left.
+        let low = (t.domes[0] - 58.0 - z).max(0.0);
+        let edge = 0.80 * x + 0.60 * y - 0.06 * t.a + 11.0 * f.at(p, 46.0) + 0.55 * low;
+        let behind = y - t.b * 0.62 + 0.35 * low - 0.25 * x.abs();
+        let liver = smooth_max(cavity - 0.5 + 2.5 * f.at(p, 36.0), smooth_max(edge, behind, 12.0), 6.0);
         put(liver, mix(58.0, 104.0, self.lit) + 3.0 * f.at(p, 12.0), LIVER);
         let top = t.domes[1];
         let at = |c: Point, r: Point| ellipsoid([x - c[0], y - c[1], z - c[2]], r);
         let spleen = at([0.74 * t.a, 0.44 * t.b, top - 44.0], [29.0, 44.0, 50.0]).max(cavity + 1.5);
         put(spleen, mix(48.0, 118.0, self.lit) + 3.0 * f.at(p, 12.0), SPLEEN_STOMACH);
-        let middle = [0.44 * t.a, -0.06 * t.b, top - 46.0];
+        let middle = [0.38 * t.a, -0.06 * t.b, top - 46.0];
         let stomach = (at(middle, [39.0, 40.0, 45.0]) + 3.0 * f.at(p, 22.0)).max(cavity + 2.0);
         if stomach < w {
             let level = middle[1] - 12.0 + 20.0 * self.patient.meal;
@@ -265,13 +277,14 @@ impl Scene<'_> {
             let hole = f.at(p, 17.0) + 0.7 * f.at(p, 8.0) + 0.45 * (l.u - 0.5);
             hu = mix(hu, -972.0, e.min(1.0) * step(0.10, 0.45, hole + 0.35 * (e - 0.5)));
         }
-        let tilt = 0.80 * t.height / (2.0 * t.b);
-        let oblique = p[2] - (t.at(0.37) + tilt * (p[1] - l.yc) + 7.0 * f.at([p[0], p[1], 0.0], 45.0));
+        let tilt = if p[0] < 0.0 { 0.72 } else { 0.95 } * t.height / (2.0 * t.b) + 0.0022 * p[0].abs();
+        let oblique = p[2] - (t.at(0.37) + tilt * (p[1] - l.yc) + 14.0 * f.at([p[0], p[1], 0.0], 45.0));
         let mut off = (oblique * 0.66).abs();
         if p[0] < 0.0 && oblique > 0.0 {
             off = off.min((p[2] - t.at(0.53) - 6.0 * f.at([p[0], p[1], 50.0], 50.0)).abs());
         }
-        hu + 420.0 * (1.0 - off / w).max(0.0) * (0.8 / w).min(1.0)
+        let seen = step(-0.5, 0.3, f.at(p, 33.0));
+        hu + 330.0 * seen * (1.0 - off / w).max(0.0) * (0.8 / w).min(1.0)
     }
 
     /// Quantum noise: strongest on the axis, where fewest photons arrive, and streaked between the

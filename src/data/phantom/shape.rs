@@ -49,6 +49,18 @@ pub(super) fn smooth_min(a: f32, b: f32, k: f32) -> f32 {
     a.min(b) - h * h * k * 0.25
 }
 
+/// Maximum with a fillet of about `k` mm.
+pub(super) fn smooth_max(a: f32, b: f32, k: f32) -> f32 {
+    -smooth_min(-a, -b, k)
+}
+
+/// Distance from `p` to the segment from `a` to `b`.
+pub(super) fn to_segment(p: Point, a: Point, b: Point) -> f32 {
+    let (ap, ab) = (sub(p, a), sub(b, a));
+    let t = (dot(ap, ab) / dot(ab, ab).max(1e-9)).clamp(0.0, 1.0);
+    length(sub(ap, scale(ab, t)))
+}
+
 /// The share of a voxel of width `w` on the inner side of a surface at signed distance `d`.
 pub(super) fn coverage(d: f32, w: f32) -> f32 {
     (0.5 - d / w).clamp(0.0, 1.0)
@@ -249,7 +261,10 @@ impl Form {
                 let (u, v) = (dot(q, axes[0]), dot(q, axes[1]));
                 let w = half[0] * (1.0 - taper * (0.5 - 0.5 * v / half[1]).clamp(0.0, 1.0));
                 let n = dot(q, axes[2]) - bend * (u / half[0]).powi(2);
-                (n.abs() - half[2]).max(u.abs() - w).max(v.abs() - half[1])
+                // Rounded edges: the box shrunk by the radius, grown again.
+                let round = half[2] * 0.9;
+                let out = [u.abs() - w + round, v.abs() - half[1] + round, n.abs() - half[2] + round];
+                length(out.map(|d| d.max(0.0))) + out[0].max(out[1]).max(out[2]).min(0.0) - round
             }
         }
     }

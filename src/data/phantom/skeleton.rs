@@ -4,7 +4,7 @@ use super::shape::{Fill, Form, Point, Solid, add, cross, mix, scale, sub, unit};
 use super::torso::Torso;
 use super::{BODY, BONE};
 
-const RIB: Fill = Fill::Walled { core: 230.0, wall: 780.0, thick: 1.3, grain: 60.0 };
+const RIB: Fill = Fill::Walled { core: 170.0, wall: 640.0, thick: 1.3, grain: 60.0 };
 const THIN: Fill = Fill::Walled { core: 420.0, wall: 700.0, thick: 1.2, grain: 40.0 };
 const FLESH: Fill = Fill::Plain(52.0);
 
@@ -60,9 +60,8 @@ fn spine(t: &Torso, out: &mut Vec<Solid>) {
         out.push(bone(Form::Capsule { a: at(0.0, canal + 11.0, -5.0), b: tip, ra: 2.4, rb: 3.0, squash: [1.0, 1.0, 2.2] }, THIN));
         // Fat around the dural sac, the sac, the cord.
         let canal_at = |dz: f32| at(0.0, canal, dz);
-        let sac = |r: f32, hu: f32| {
-            Solid::new(Form::capsule(canal_at(-pitch * 0.5), canal_at(pitch * 0.5), r, r), Fill::Plain(hu), Some(BODY))
-        };
+        let sac =
+            |r: f32, hu: f32| Solid::new(Form::capsule(canal_at(-pitch * 0.5), canal_at(pitch * 0.5), r, r), Fill::Plain(hu), Some(BODY));
         out.push(sac(8.2, -40.0));
         out.push(sac(6.6, 15.0));
         if i < 12 {
@@ -89,7 +88,12 @@ fn rib(t: &Torso, i: i32, side: f32, out: &mut Vec<Solid>) {
     let drop = [0.10, 0.145, 0.19, 0.22, 0.25, 0.27, 0.285, 0.29, 0.28, 0.26, 0.20, 0.13][usize::try_from(i).unwrap_or(0)];
     let end = [0.86, 0.85, 0.85, 0.85, 0.845, 0.83, 0.80, 0.76, 0.72, 0.68, 0.55, 0.38][usize::try_from(i).unwrap_or(0)] * PI;
     let start = 0.10 * PI + if i < 2 { 0.06 } else { 0.0 };
-    let height = |angle: f32| t.at(top - drop * (0.5 - 0.5 * (angle / end * PI * 0.93).cos()));
+    // Falls from the neck on, most steeply at the side; no chest is quite even.
+    let uneven = 2.5 * t.field.at([side * 40.0, 9.0 * f, 0.0], 13.0);
+    let height = |angle: f32| {
+        let s = (angle - start).max(0.0) / (end - start);
+        t.at(top - drop * (0.5 * s + 0.5 * (0.5 - 0.5 * (s * PI * 0.95).cos()))) + uneven * s
+    };
     let size = if i == 0 { 0.95 } else { 1.0 } * mix(1.0, t.build.width, 0.5);
     let radius = |s: f32| mix(3.4, 3.9, s) * size;
     let squash = [1.0, 1.0, if i == 0 { 1.1 } else { 1.75 }];
@@ -156,8 +160,8 @@ fn shoulders(t: &Torso, out: &mut Vec<Solid>) {
         // Arms raised: the blade has swung out along the back of the cage.
         let low = on_cage(t, t.at(0.50), 0.36 * std::f32::consts::PI, side, 22.0);
         let medial = on_cage(t, t.at(0.93), 0.20 * std::f32::consts::PI, side, 26.0);
-        let l = t.level(t.at(0.97));
-        let socket = [side * 1.00 * t.a, l.yc + 16.0, t.at(1.02)];
+        let mirror = |p: Point| [side * p[0], p[1], p[2]];
+        let socket = mirror(t.socket());
         let up = unit(sub(scale(add(medial, socket), 0.5), low));
         let across = unit(sub(socket, medial));
         let normal = unit(cross(across, up));
@@ -193,11 +197,11 @@ fn shoulders(t: &Torso, out: &mut Vec<Solid>) {
         out.push(bone(Form::capsule(root, add(scale(add(root, acromion), 0.5), scale(back, 10.0)), 2.5, 4.0), rim));
         out.push(bone(Form::capsule(add(scale(add(root, acromion), 0.5), scale(back, 10.0)), acromion, 4.0, 6.0), rim));
         out.push(bone(Form::capsule(socket, add(socket, [side * 4.0, 0.0, 2.0]), 12.0, 13.0), rim));
-        let head = add(socket, [side * 26.0, -4.0, 16.0]);
+        let [head, elbow] = t.arm().map(mirror);
         let marrow = Fill::Walled { core: 150.0, wall: 620.0, thick: 1.8, grain: 60.0 };
-        let deltoid = Form::capsule(add(head, [0.0, 0.0, -14.0]), add(head, [side * 26.0, -12.0, 60.0]), 30.0 * m.sqrt(), 30.0 * m.sqrt());
+        let deltoid = Form::capsule(add(head, [0.0, 0.0, -16.0]), elbow, t.arm_radius(), t.arm_radius());
         out.insert(0, Solid::new(deltoid, FLESH, Some(BODY)));
         out.push(bone(Form::upright(head, [23.0, 23.0, 24.0]), marrow));
-        out.push(bone(Form::capsule(head, add(head, [side * 34.0, -14.0, 90.0]), 14.0, 11.5), marrow));
+        out.push(bone(Form::capsule(head, elbow, 14.0, 11.5), marrow));
     }
 }

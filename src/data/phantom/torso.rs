@@ -4,22 +4,39 @@
 //! are ovals whose half axes follow tables over `u`, scaled by the patient's [`Build`].
 
 use super::build::Build;
-use super::shape::{Field, Point, ellipsoid, mix, profile, smooth_min, step};
+use super::shape::{Field, Point, add, ellipsoid, mix, profile, smooth_max, smooth_min, step, to_segment};
 
 /// Half width of the rib cage over height, of its largest value.
 const CAGE_WIDTH: [(f32, f32); 11] = [
-    (-0.6, 0.92), (-0.25, 0.97), (0.0, 1.0), (0.3, 1.0), (0.5, 0.97), (0.65, 0.90), (0.78, 0.80), (0.88, 0.675), (0.96, 0.50),
-    (1.02, 0.33), (1.08, 0.2),
+    (-0.6, 0.92),
+    (-0.25, 0.97),
+    (0.0, 1.0),
+    (0.3, 1.0),
+    (0.5, 0.97),
+    (0.65, 0.90),
+    (0.78, 0.80),
+    (0.88, 0.675),
+    (0.96, 0.50),
+    (1.02, 0.33),
+    (1.08, 0.2),
 ];
 /// Half depth of the rib cage over height, of its largest value.
 const CAGE_DEPTH: [(f32, f32); 11] = [
-    (-0.6, 0.92), (-0.25, 0.98), (0.0, 1.0), (0.3, 1.0), (0.5, 0.95), (0.65, 0.87), (0.78, 0.75), (0.88, 0.60), (0.96, 0.45),
-    (1.02, 0.33), (1.08, 0.25),
+    (-0.6, 0.92),
+    (-0.25, 0.98),
+    (0.0, 1.0),
+    (0.3, 1.0),
+    (0.5, 0.95),
+    (0.65, 0.87),
+    (0.78, 0.75),
+    (0.88, 0.60),
+    (0.96, 0.45),
+    (1.02, 0.33),
+    (1.08, 0.25),
 ];
 /// Half width of the mediastinum, mm over height.
-const MEDIASTINUM: [(f32, f32); 9] = [
-    (-0.1, 27.0), (0.3, 27.0), (0.5, 28.0), (0.62, 32.0), (0.72, 34.0), (0.82, 34.0), (0.9, 36.0), (1.0, 44.0), (1.1, 60.0),
-];
+const MEDIASTINUM: [(f32, f32); 9] =
+    [(-0.1, 24.0), (0.3, 22.0), (0.5, 22.0), (0.62, 27.0), (0.72, 31.0), (0.82, 31.0), (0.9, 33.0), (1.0, 44.0), (1.1, 60.0)];
 /// Half width of the mediastinum from the sternum (0) to the spine (1), of its largest value.
 const MEDIASTINUM_SHAPE: [(f32, f32); 6] = [(0.0, 0.22), (0.12, 0.26), (0.38, 0.95), (0.7, 1.0), (0.9, 0.82), (1.0, 0.8)];
 
@@ -35,6 +52,10 @@ pub(super) struct Torso {
     pub(super) domes: [f32; 2],
     /// Centre of the heart.
     pub(super) heart: Point,
+    /// Front-back factor of the heart.
+    heart_depth: f32,
+    /// Vertical factor of the heart.
+    heart_height: f32,
     /// Irregularity of all organ surfaces.
     pub(super) field: Field,
 }
@@ -83,9 +104,15 @@ impl Torso {
         let (a, b) = (124.0 * build.width, 82.0 * build.depth);
         let at = |u: f32| (u - 0.5) * height;
         let domes = [at(build.dome), at(build.dome) - 13.0];
-        let z = (domes[1] + 30.0 * build.heart).min(at(0.70) - 50.0 * build.heart);
-        let heart = [20.0 * build.width, -0.30 * b, z];
-        Self { build, height, a, b, domes, heart, field }
+        // The heart fills the room between the diaphragm and the pulmonary arteries, within limits.
+        let (floor, ceiling) = (domes[1] - 6.0, at(0.70) - 18.0);
+        let heart_height = ((ceiling - floor) / 88.0).clamp(0.88 * build.heart, 1.30 * build.heart);
+        let z = (floor + 42.0 * heart_height).min(ceiling - 46.0 * heart_height);
+        // The left atrium lies on the oesophagus; a deep heart is flattened to fit the cage.
+        let behind = b - 36.0 - 24.0;
+        let heart_depth = build.heart * mix(1.0, build.depth, 0.5).min((behind + b - 5.0) / (97.0 * build.heart));
+        let heart = [18.0 * build.width, behind - 50.0 * heart_depth, z];
+        Self { build, height, a, b, domes, heart, heart_depth, heart_height, field }
     }
 
     /// The height in mm at `u`.
@@ -97,23 +124,21 @@ impl Torso {
         let u = z / self.height + 0.5;
         let bld = &self.build;
         let (a, b) = (self.a * profile(&CAGE_WIDTH, u), self.b * profile(&CAGE_DEPTH, u));
-        let bend = (u - 0.42) / 0.58;
-        let spine = self.b - 36.0 - 13.0 * bend * bend - if bend > 0.0 { bld.kyphosis * bend * bend } else { 0.0 };
+        let spine = self.spine_at(u);
         let yc = spine + 35.0 - b;
         let shoulder = step(0.52, 0.88, u);
         let neck = step(1.04, 1.40, u);
         let m = bld.muscle;
-        let b_out = b.max(0.46 * self.b);
+        let b_out = b.max(0.52 * self.b);
         let wide = mix(a + 12.0 * m, self.a * 0.99 + 19.0 * m, shoulder);
         let wide = mix(wide, 58.0 + 8.0 * m, neck);
-        let muscle = [wide, b_out + mix(9.0, 18.0, shoulder) * m + 4.0, b_out + 20.0 + 9.0 * m];
+        // The windpipe runs in front of the spine; the neck has room for it.
+        let throat = (yc - spine + 50.0) * step(0.90, 1.0, u);
+        let muscle = [wide, (b_out + mix(9.0, 18.0, shoulder) * m + 4.0).max(throat), b_out + 20.0 + 9.0 * m];
         let fat = bld.fat;
         let belly = 1.0 - step(-0.1, 0.45, u);
-        let skin = [
-            muscle[0] + fat * mix(1.0, 0.8, shoulder) + 2.0,
-            muscle[1] + fat * mix(0.75, 1.15, belly) + 2.0,
-            muscle[2] + fat * 0.85 + 2.0,
-        ];
+        let skin =
+            [muscle[0] + fat * mix(1.0, 0.8, shoulder) + 2.0, muscle[1] + fat * mix(0.75, 1.15, belly) + 2.0, muscle[2] + fat * 0.85 + 2.0];
         let mediastinum = profile(&MEDIASTINUM, u) * mix(1.0, bld.width, 0.6);
         Level { z, u, a, b, yc, spine, muscle, skin, mediastinum, shoulder }
     }
@@ -138,14 +163,45 @@ impl Torso {
         let q = y - l.yc;
         let notch = if q > 0.0 { 6.0 * (-(x / 16.0).powi(2)).exp() } else { 0.0 };
         let d = oval(x, q + notch, l.skin[0], if q < 0.0 { l.skin[1] } else { l.skin[2] }, 0.40);
+        let d = if d.abs() < 12.0 { d + 2.2 * self.field.at([x, y, l.z], 52.0) } else { d };
+        let d = if l.u > 0.75 {
+            let [joint, elbow] = self.arm();
+            let arm = to_segment([x.abs(), y, l.z], add(joint, [0.0, 0.0, -16.0]), elbow) - self.arm_radius() - 2.0 - 0.5 * self.build.fat;
+            smooth_min(d, arm, 26.0)
+        } else {
+            d
+        };
         let size = self.build.breast;
         if size < 0.05 || q > 0.0 {
             return d;
         }
         let g = (0.4 + 0.6 * size).min(1.1);
         let front = self.level_front(0.42);
-        let p = [x.abs() - 0.60 * self.a, y - front + 2.0, l.z - self.at(0.40)];
-        smooth_min(d, ellipsoid(p, [58.0 * g, 38.0 * g, 62.0 * g]), 22.0)
+        let p = [x.abs() - 0.62 * self.a, y - front - 2.0, l.z - self.at(0.42)];
+        smooth_min(d, ellipsoid(p, [56.0 * g, 50.0 * g, 60.0 * g]), 16.0)
+    }
+
+    /// The left socket of the shoulder.
+    pub(super) fn socket(&self) -> Point {
+        let z = self.at(1.02);
+        [self.a, self.spine_at(0.97) + 51.0 - self.b * profile(&CAGE_DEPTH, 0.97), z]
+    }
+
+    /// The left upper arm, raised beside the head: centre of the humeral head, and a point on the shaft.
+    pub(super) fn arm(&self) -> [Point; 2] {
+        let head = add(self.socket(), [26.0, -4.0, 16.0]);
+        [head, add(head, [34.0, -14.0, 90.0])]
+    }
+
+    /// Radius of the muscles around the humerus.
+    pub(super) fn arm_radius(&self) -> f32 {
+        29.0 * self.build.muscle.sqrt()
+    }
+
+    /// Centre of the vertebral column at height `u`.
+    fn spine_at(&self, u: f32) -> f32 {
+        let bend = ((u - 0.42) / 0.58).min(1.1);
+        self.b - 36.0 - 13.0 * bend * bend - if bend > 0.0 { self.build.kyphosis * bend * bend } else { 0.0 }
     }
 
     /// The front of the muscle shell off the midline at height `u`.
@@ -166,8 +222,7 @@ impl Torso {
         let right = one(-0.49 * self.a, -4.0, 0.53 * self.a, 0.98 * self.b, self.domes[0]);
         let left = one(0.50 * self.a, -4.0, 0.52 * self.a, 0.98 * self.b, self.domes[1]);
         let middle = one(0.0, -0.12 * self.b, 0.62 * self.a, 0.80 * self.b, self.domes[1] - 7.0);
-        let top = -smooth_min(-smooth_min_neg(right, left), -middle, 10.0);
-        top + 2.5 * self.field.at([x, y, 0.0], 38.0)
+        smooth_max(smooth_max(right, left, 8.0), middle, 10.0) + 2.5 * self.field.at([x, y, 0.0], 38.0)
     }
 
     /// To the surface of either lung, ignoring the heart and the vessels; `cage` and `dome` are
@@ -176,7 +231,7 @@ impl Torso {
         let front = l.yc - l.b;
         let t = (y - front) / (l.spine - front);
         let half = l.mediastinum * profile(&MEDIASTINUM_SHAPE, t);
-        let half = half.max(if t > 0.85 { 23.0 } else { 0.0 });
+        let half = half.max(23.0 * step(0.6, 0.98, t));
         let beside = half + 2.0 * self.field.at([x, y, l.z], 25.0) - (x - 2.0).abs();
         (cage + 2.0).max((dome + 1.5 - l.z) * 0.85).max(beside)
     }
@@ -186,24 +241,23 @@ impl Torso {
         let mut d = f32::INFINITY;
         for (centre, radii) in self.chambers() {
             let q = [p[0] - centre[0], p[1] - centre[1], p[2] - centre[2]];
-            d = smooth_min(d.min(1e4), ellipsoid(q, radii), 14.0);
+            d = smooth_min(d.min(1e4), ellipsoid(q, radii), 17.0);
         }
-        d - 4.0
+        d - 2.5 - 0.05 * self.build.fat
     }
 
     /// Upright envelopes (centre, radii) of the left ventricle, right ventricle, right atrium and
     /// left atrium.
     pub(super) fn chambers(&self) -> [(Point, Point); 4] {
         let s = self.build.heart;
-        let d = mix(1.0, self.build.depth, 0.5);
-        let h = self.heart;
-        let at = |x: f32, y: f32, z: f32| [h[0] + x * s, h[1] + y * s * d, h[2] + z * s];
-        let r = |x: f32, y: f32, z: f32| [x * s, y * s * d, z * s];
+        let (d, h) = (self.heart_depth, self.heart);
+        let at = |x: f32, y: f32, z: f32| [h[0] + x * s, h[1] + y * d, h[2] + z * self.heart_height];
+        let r = |x: f32, y: f32, z: f32| [x * s, y * d, z * self.heart_height];
         [
-            (at(20.0, -2.0, -6.0), r(43.0, 40.0, 42.0)),
-            (at(-6.0, -24.0, -6.0), r(47.0, 27.0, 38.0)),
-            (at(-45.0, -2.0, 2.0), r(26.0, 31.0, 36.0)),
-            (at(-12.0, 30.0, 20.0), r(37.0, 22.0, 27.0)),
+            (at(17.0, -2.0, -5.0), r(43.0, 39.0, 41.0)),
+            (at(-7.0, -20.0, -5.0), r(46.0, 27.0, 37.0)),
+            (at(-40.0, -1.0, 3.0), r(28.0, 33.0, 37.0)),
+            (at(-11.0, 28.0, 19.0), r(38.0, 22.0, 27.0)),
         ]
     }
 
@@ -216,9 +270,4 @@ impl Torso {
         }
         self.lung(p[0], p[1], &l, cage, self.diaphragm(p[0], p[1])).max(-self.pericardium(p))
     }
-}
-
-/// Maximum of two domes with a fillet.
-fn smooth_min_neg(a: f32, b: f32) -> f32 {
-    -smooth_min(-a, -b, 8.0)
 }

@@ -27,11 +27,7 @@ pub(super) fn cloud(t: &Torso, side: f32, count: usize, margin: f32, rng: &mut C
         if out.len() == count {
             break;
         }
-        let p = [
-            side * t.a * rng.unit(),
-            t.b * (2.2 * rng.unit() - 1.1),
-            t.at(-0.05) + 1.06 * t.height * rng.unit(),
-        ];
+        let p = [side * t.a * rng.unit(), t.b * (2.2 * rng.unit() - 1.1), t.at(-0.05) + 1.06 * t.height * rng.unit()];
         if t.lung_tissue(p) < -margin {
             out.push(p);
         }
@@ -54,10 +50,10 @@ fn extend(from: Point, along: Point, r0: f32, total: usize, points: &mut [Point]
         return;
     }
     let centre = scale(points.iter().fold([0.0; 3], |s, p| add(s, *p)), 1.0 / n as f32);
-    let radius = |feeds: usize| (r0 * (feeds as f32 / total as f32).powf(0.40)).max(0.45);
+    let radius = |feeds: usize| (r0 * (feeds as f32 / total as f32).powf(0.40)).max(0.62);
     let reach = sub(centre, from);
     if n == 1 {
-        out.push(Branch { a: from, b: centre, ra: radius(1), rb: 0.4, feeds: 1 });
+        out.push(Branch { a: from, b: centre, ra: radius(1), rb: 0.5, feeds: 1 });
         return;
     }
     let wobble = [rng.unit() - 0.5, rng.unit() - 0.5, rng.unit() - 0.5];
