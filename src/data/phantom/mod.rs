@@ -11,7 +11,7 @@
 //! | label | meaning |
 //! |---|---|
 //! | 0 | background (air outside, couch) |
-//! | 1 | body: skin, fat, muscle, and the fat of the heart, every organ without a label of its own |
+//! | 1 | body: skin, fat (also on the heart), muscle, and every organ without a label of its own |
 //! | 2 | bone |
 //! | 3 | lung |
 //! | 4 | vessel: great vessels and the lung's vessels that fill half a voxel |

@@ -29,7 +29,7 @@ fn labels_agree_with_hounsfield_units() {
             (BACKGROUND, -1010.0, -900.0, 0.25),
             (BODY, -70.0, 60.0, 0.10),
             (BONE, 200.0, 700.0, 0.005),
-            (LUNG, -950.0, -700.0, 0.02),
+            (LUNG, -950.0, -600.0, 0.02),
             // Vessels little wider than these voxels are mixed with lung.
             (VESSEL, -100.0, 200.0, 0.002),
             (AIRWAY, -1000.0, -600.0, 0.000_05),
