@@ -33,7 +33,7 @@ fn labels_agree_with_hounsfield_units() {
             // Vessels little wider than these voxels are mixed with lung.
             (VESSEL, -100.0, 200.0, 0.002),
             (AIRWAY, -1000.0, -600.0, 0.000_05),
-            (HEART, 0.0, 180.0, 0.008),
+            (HEART, 0.0, 180.0, 0.005),
             (LIVER, 30.0, 130.0, 0.008),
             (SPLEEN_STOMACH, -500.0, 130.0, 0.001),
         ];
