@@ -4,6 +4,7 @@
 pub mod config;
 pub mod data;
 pub mod discover;
+pub mod doctor;
 pub mod error;
 pub mod files;
 pub mod gpu;

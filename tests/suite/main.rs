@@ -3,4 +3,6 @@
 mod data;
 mod harness;
 mod kernels;
+mod operations;
+mod parity;
 mod report;
