@@ -1,6 +1,7 @@
 //! Integration tests: kernels, gradients, parity, files and the program itself.
 
 mod data;
+mod discover;
 mod harness;
 mod kernels;
 mod report;

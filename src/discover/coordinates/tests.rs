@@ -53,7 +53,7 @@ fn images_have_one_slice() {
 #[test]
 fn the_filter_follows_the_modality() {
     let mut c = Config::default();
-    assert_eq!(Rules::new(&c, Modality::Ct).tissue, Tissue::Lung { threshold: 0.425, fraction: 0.15 });
+    assert_eq!(Rules::new(&c, Modality::Ct).tissue, Tissue::Lung { threshold: 27852.0 / 65535.0, fraction: 0.15 });
     assert_eq!(Rules::new(&c, Modality::Mri).tissue, Tissue::Foreground);
     assert_eq!(Rules::new(&c, Modality::Window).tissue, Tissue::Any);
     c.discover.filter = Filter::None;
