@@ -26,7 +26,7 @@ impl Common {
 }
 
 /// Where settings come from.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub(super) struct Settings {
     /// TOML file with settings; those it lacks keep their defaults
     #[arg(long, value_name = "FILE.toml")]
@@ -51,7 +51,7 @@ impl Settings {
 }
 
 /// Options of verbs that work in a run directory.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub(super) struct RunArgs {
     /// Run directory; it must be new or empty unless --resume is given
     #[arg(long, value_name = "RUN")]

@@ -16,11 +16,8 @@ pub(super) fn say_json(value: &Value) {
 
 /// Something worth knowing, on the error stream.
 pub(super) fn note(json: bool, text: &str) {
-    let _ = if json {
-        writeln!(std::io::stderr(), "{}", serde_json::json!({ "note": text }))
-    } else {
-        writeln!(std::io::stderr(), "{text}")
-    };
+    let _ =
+        if json { writeln!(std::io::stderr(), "{}", serde_json::json!({ "note": text })) } else { writeln!(std::io::stderr(), "{text}") };
 }
 
 /// An error, in one line.
