@@ -5,6 +5,7 @@ pub mod cli;
 pub mod config;
 pub mod data;
 pub mod discover;
+pub mod doctor;
 pub mod error;
 pub mod files;
 pub mod gpu;
