@@ -8,12 +8,12 @@ use serde_json::json;
 
 use super::args::{Common, RunArgs};
 use super::phantom::Set;
-use super::run::Run;
+use super::run::{DISCOVER, Run};
 use super::summary::Card;
 use super::{pretrain, stages, text};
 use crate::config::Config;
-use crate::data::store::Store;
-use crate::discover::manifest::Manifest;
+use crate::data::store::{Split, Store};
+use crate::discover::features::{Features, neighbour_score};
 use crate::error::{Error, Result};
 use crate::files;
 
@@ -23,8 +23,6 @@ const PATIENTS: usize = 24;
 const TYPES: usize = 4;
 const SIZE: [usize; 3] = [96, 96, 48];
 const SPACING: [f64; 3] = [3.6, 3.6, 6.0];
-/// Nearest neighbours that the score looks at.
-const NEAREST: usize = 3;
 /// Folder of the synthetic scans.
 const PHANTOMS: &str = "phantoms";
 const RUN: &str = "run";
@@ -64,7 +62,7 @@ pub(super) fn run(common: &Common, a: &Args) -> Result<()> {
     files::create_dir(&previews)?;
     std::fs::copy(&picture, previews.join("phantoms.png")).map_err(Error::io("copy", &picture))?;
     let manifest = stages::discover(&mut ready)?;
-    let card = alike(&manifest, &ready.store, &scans.join("patients.csv"))?;
+    let card = alike(&ready.run.dir().join(DISCOVER), &ready.store, &scans.join("patients.csv"))?;
     let outcome = pretrain::train(&mut ready, &manifest, begun)?;
     outcome.write_summary(std::slice::from_ref(&card))?;
     let page = out.join(REPORT);
@@ -82,32 +80,24 @@ pub(super) fn run(common: &Common, a: &Args) -> Result<()> {
     Ok(())
 }
 
-/// How often a nearest neighbour of a reference patient has its body type, which nobody told the program.
-fn alike(manifest: &Manifest, store: &Store, table: &Path) -> Result<Card> {
-    let types = types(table)?;
-    let of = |scan: u32| store.scans().get(scan as usize).and_then(|s| types.get(&s.id));
-    let (mut same, mut all, mut chance) = (0usize, 0usize, 0.0);
-    for class in manifest.classes() {
-        let others: Vec<u32> = class.train.iter().map(|n| n.0).filter(|&s| s != class.reference).take(NEAREST).collect();
-        let own = of(class.reference);
-        same += others.iter().filter(|&&s| of(s) == own).count();
-        all += others.len();
-        let candidates: Vec<u32> = (0u32..).take(store.scans().len()).filter(|&s| s != class.reference && is_train(store, s)).collect();
-        let alike = candidates.iter().filter(|&&s| of(s) == own).count();
-        chance += others.len() as f64 * alike as f64 / candidates.len().max(1) as f64;
-    }
-    let share = same as f64 / all.max(1) as f64;
-    let expected = chance / all.max(1) as f64;
+/// How often one of a patient's nearest neighbours has its body type, which nobody told the program.
+fn alike(discovery: &Path, store: &Store, table: &Path) -> Result<Card> {
+    let features = Features::load(discovery)?;
+    let known = types(table)?;
+    // Rows are the scans to learn from, then those held out, each in the order of the store.
+    let of_split = |split| store.scans().iter().filter(move |s| s.split == split);
+    let rows = of_split(Split::Train).chain(of_split(Split::Validation));
+    let types: Vec<Option<&String>> = rows.map(|s| known.get(&s.id)).collect();
+    let score = neighbour_score(&[features.train, features.validation].concat(), &types)?;
+    let same = |t| types.iter().filter(|&&u| u == t).count() - 1;
+    let pairs: usize = types.iter().map(|&t| same(t)).sum();
+    let chance = pairs as f64 / (types.len() * (types.len() - 1)) as f64;
     Ok((
         "Neighbours of the same body type",
-        format!("{:.0} %", 100.0 * share),
-        format!("of the {NEAREST} nearest; by chance {:.0} %", 100.0 * expected),
-        json!({ "share": share, "chance": expected }),
+        format!("{:.0} %", 100.0 * score),
+        format!("found without being told types; by chance {:.0} %", 100.0 * chance),
+        json!({ "share": score, "chance": chance }),
     ))
-}
-
-fn is_train(store: &Store, scan: u32) -> bool {
-    store.scans().get(scan as usize).is_some_and(|s| s.split == crate::data::store::Split::Train)
 }
 
 /// Body type by scan from `patients.csv`.

@@ -8,6 +8,7 @@ mod args;
 mod demo;
 mod devices;
 mod discover;
+mod doctor;
 mod info;
 mod phantom;
 mod plan;
@@ -54,6 +55,8 @@ enum Verb {
     Plan(plan::Args),
     /// Say what is in a checkpoint, a scan, a prepared store, a manifest or a run
     Info(info::Args),
+    /// Check this machine: every kernel against its reference, a network against PyTorch's numbers
+    Doctor(doctor::Args),
     /// Show the whole method on synthetic patients in minutes, ending in a report page
     Demo(demo::Args),
 }
@@ -89,6 +92,7 @@ fn dispatch(Cli { common, verb }: Cli) -> Result<()> {
         Verb::Pretrain(a) => pretrain::run(&common, &a),
         Verb::Plan(a) => plan::run(&common, &a),
         Verb::Info(a) => info::run(&common, &a),
+        Verb::Doctor(a) => doctor::run(&common, &a),
         Verb::Demo(a) => demo::run(&common, &a),
     }
 }

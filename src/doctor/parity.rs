@@ -251,7 +251,8 @@ fn check_expected(expected: &Source, graph: &Graph, batch: usize, grid: [usize; 
     for (name, t) in &expected.tensors {
         let file_shape = |lists: &[&Tensors], tensor: &str| {
             lists.iter().find_map(|l| l.find(tensor)).map(|p| p.file_shape()).ok_or_else(|| {
-                expected.error(format!("`{name}` names no tensor of the network that the weights belong to; make both files from one network"))
+                expected
+                    .error(format!("`{name}` names no tensor of the network that the weights belong to; make both files from one network"))
             })
         };
         let shape = match meaning(name) {
@@ -419,13 +420,7 @@ impl Trial<'_> {
 /// # Errors
 /// [`Error::Input`] when a tensor is missing or does not fit, [`Error::ExceedsLimit`] when the adapter cannot hold
 /// the network, and what the device reports.
-pub fn compare(
-    ctx: &Context,
-    network: &Network,
-    weights: &Source,
-    expected: &Source,
-    on_row: &mut dyn FnMut(Row),
-) -> Result<Vec<String>> {
+pub fn compare(ctx: &Context, network: &Network, weights: &Source, expected: &Source, on_row: &mut dyn FnMut(Row)) -> Result<Vec<String>> {
     let (batch, grid) = geometry(expected)?;
     let image = [batch, 1, grid[0], grid[1], grid[2]];
     let graph = network.graph(batch, grid)?;
