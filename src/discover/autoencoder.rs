@@ -216,7 +216,7 @@ pub fn find(config: &Config, store: &Store, dir: &Path, resume: bool, observer: 
     if metadata["origin"] != identity {
         let what = format!("was trained with other settings or scans ({} differ)", differences(&metadata["origin"], &identity));
         if resume {
-            return Err(Error::input(&path, format!("{what}; set them back, or run without --resume to train it again")));
+            return Err(Error::input(&path, format!("{what}; set them back or start a new run")));
         }
         observer.note(&format!("the autoencoder is trained again: {} {what}", path.display()));
         return Ok(Found::Nothing);

@@ -1,5 +1,6 @@
 //! Integration tests: kernels, gradients, parity, files and the program itself.
 
+mod cli;
 mod data;
 mod discover;
 mod harness;
