@@ -328,3 +328,85 @@ pub fn train(
     let state = phase.run(state, weights.as_ref(), &mut log, observer)?;
     read_best(config, &identity, dir, &state)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::nifti::write_f32;
+    use crate::data::prepare::prepare;
+    use crate::data::volume::{IDENTITY, Volume};
+    use crate::interop::tensors::Tensor;
+
+    fn store(dir: &Path) -> Store {
+        let scans = dir.join("scans");
+        std::fs::create_dir_all(&scans).unwrap();
+        for i in 0..3u16 {
+            let data = (0..16 * 8 * 8u16).map(|v| f32::from(v * (7 + i) % 997) - 600.0).collect();
+            write_f32(&scans.join(format!("{i}.nii")), &Volume::new(data, [16, 8, 8], IDENTITY).unwrap()).unwrap();
+        }
+        prepare(&[scans], &dir.join("store"), &Config::default(), &mut |_| {}).unwrap()
+    }
+
+    #[test]
+    fn scans_are_the_same_kept_and_on_demand() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, go) = (store(dir.path()), AtomicBool::new(false));
+        let size = [8, 8, 4];
+        let kept = Scans::new(&store, size, &go).unwrap();
+        // The last size that is kept, and the first that is not.
+        let bytes = 3 * 8 * 8 * 4 * 4;
+        let fits = Scans::within(bytes, &store, size, &go).unwrap();
+        let demand = Scans::within(bytes - 1, &store, size, &go).unwrap();
+        assert!(kept.kept.is_some() && fits.kept.is_some() && demand.kept.is_none());
+        for i in 0..3 {
+            let want = resize(&store.volume(i).unwrap().all(), store.grid(), size);
+            assert_eq!(kept.read(i).unwrap(), want);
+            assert_eq!(demand.read(i).unwrap(), want);
+        }
+        assert!(demand.read(3).is_err() && kept.read(3).is_err());
+        let mut all = [positions(&store, Split::Train), positions(&store, Split::Validation)].concat();
+        all.sort_unstable();
+        assert_eq!(all, [0, 1, 2]);
+        go.store(true, Ordering::Relaxed);
+        assert!(matches!(Scans::new(&store, size, &go), Err(Error::Interrupted(_))));
+    }
+
+    #[test]
+    fn everything_that_decides_the_weights_is_in_the_identity() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path());
+        let c = Config::default();
+        let of = |set: &str| identity(&Config::load(None, &[set.to_owned()]).unwrap(), &store).unwrap();
+        let plain = identity(&c, &store).unwrap();
+        // As read back from a checkpoint.
+        assert_eq!(serde_json::from_str::<Value>(&plain.to_string()).unwrap(), plain);
+        for (set, name) in [
+            ("seed=1", "seed"),
+            ("model.depth=3", "model.depth"),
+            ("discover.autoencoder.input=[64,64,64]", "discover.autoencoder.input"),
+            ("discover.autoencoder.learning_rate=0.01", "discover.autoencoder.learning_rate"),
+            ("discover.autoencoder.skips=true", "discover.autoencoder.skips"),
+        ] {
+            assert_eq!(differences(&of(set), &plain), name);
+        }
+        assert_eq!(differences(&of("discover.draws=7"), &plain), "");
+    }
+
+    #[test]
+    fn differences_are_named_from_both_sides_and_cut_short() {
+        let (a, b) = (json!({"a": 1, "b": {"c": [1, 2], "d": 2}}), json!({"b": {"c": [1, 3], "d": 2}, "e": null, "f": 0}));
+        assert_eq!(differences(&a, &b), "a, b.c, f");
+        let many = json!({"1": 1, "2": 1, "3": 1, "4": 1, "5": 1, "6": 1, "7": 1});
+        assert_eq!(differences(&many, &json!({})), "1, 2, 3, 4, 5 and 2 more");
+    }
+
+    #[test]
+    fn the_hash_sees_names_shapes_and_values() {
+        let named = |name: &str, shape: &[usize], v: &[f32]| Named::from([(name.to_owned(), Tensor::f32(shape.to_vec(), v.to_vec()))]);
+        let hash = weights_hash(&named("a", &[1, 2], &[1.0, 2.0]));
+        assert_eq!(hash, weights_hash(&named("a", &[1, 2], &[1.0, 2.0])));
+        for other in [named("b", &[1, 2], &[1.0, 2.0]), named("a", &[2, 1], &[1.0, 2.0]), named("a", &[1, 2], &[1.0, 2.5])] {
+            assert_ne!(hash, weights_hash(&other));
+        }
+    }
+}

@@ -24,6 +24,7 @@ use crate::files;
 /// Cubes in the making take at most this much memory.
 const BYTES: usize = 64 << 20;
 const ABOUT: &str = "cubes.json";
+const SPLITS: [&str; 2] = ["train", "validation"];
 
 /// Writes the cubes of `manifest` to the folder `dir`, unless they are there already; returns whether they had to be.
 ///
@@ -41,7 +42,7 @@ pub fn write(manifest: &Manifest, store: &Store, dir: &Path, interrupted: &Atomi
     files::create_dir(dir)?;
     remove(dir)?;
     let volumes = (0..store.scans().len()).map(|i| store.volume(i)).collect::<Result<Vec<_>>>()?;
-    for (name, crops) in [("train", manifest.train()), ("validation", manifest.validation())] {
+    for (name, crops) in SPLITS.into_iter().zip([manifest.train(), manifest.validation()]) {
         split(manifest, &volumes, crops.clone(), &dir.join(format!("{name}_cubes.npy")), interrupted)?;
         let labels: Vec<i64> = crops.filter_map(|i| manifest.crops().get(i as usize)).map(|c| i64::from(c.label)).collect();
         files::write_atomic(&dir.join(format!("{name}_labels.npy")), |out| {
@@ -54,13 +55,16 @@ pub fn write(manifest: &Manifest, store: &Store, dir: &Path, interrupted: &Atomi
     Ok(true)
 }
 
-/// Takes away the mark that says which manifest the cubes in `dir` belong to, if there is one.
+/// Removes the cubes in `dir`, if there are any, their mark first.
 pub(super) fn remove(dir: &Path) -> Result<()> {
-    let path = dir.join(ABOUT);
-    match std::fs::remove_file(&path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", &path)(e)),
-        _ => Ok(()),
+    let arrays = SPLITS.iter().flat_map(|split| ["cubes", "labels"].map(|what| format!("{split}_{what}.npy")));
+    for path in std::iter::once(ABOUT.to_owned()).chain(arrays).map(|name| dir.join(name)) {
+        match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("remove", &path)(e)),
+            _ => {}
+        }
     }
+    Ok(())
 }
 
 fn split(manifest: &Manifest, volumes: &[Prepared], crops: Range<u32>, path: &Path, interrupted: &AtomicBool) -> Result<()> {

@@ -42,6 +42,8 @@ pub struct Row {
     pub tolerance: f64,
     /// What is wrong, when something is.
     pub failure: Option<String>,
+    /// Why the error allowed is not the usual one, when it is not.
+    pub note: Option<String>,
 }
 
 impl Row {
@@ -127,7 +129,7 @@ fn kernels(ctx: &Context, on_row: &mut dyn FnMut(Row)) -> Result<()> {
 
 /// Runs `cases` and keeps the worst.
 fn group_row(name: String, ctx: &Context, cases: &[Case]) -> Result<Row> {
-    let mut row = Row { part: Part::Kernel, name, count: cases.len(), error: 0.0, tolerance: 0.0, failure: None };
+    let mut row = Row { part: Part::Kernel, name, count: cases.len(), error: 0.0, tolerance: 0.0, failure: None, note: None };
     let mut worst = f64::NEG_INFINITY;
     for case in cases {
         let (error, tolerance, failure) = match case.run(ctx) {
@@ -154,7 +156,7 @@ mod tests {
 
     #[test]
     fn nothing_compared_is_no_success_and_one_failure_is_one() {
-        let row = |failure| Row { part: Part::Kernel, name: "a".into(), count: 1, error: 0.0, tolerance: 1.0, failure };
+        let row = |failure| Row { part: Part::Kernel, name: "a".into(), count: 1, error: 0.0, tolerance: 1.0, failure, note: None };
         let mut s = Summary::default();
         assert!(!s.passed());
         s.rows.push(row(None));

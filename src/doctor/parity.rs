@@ -11,15 +11,20 @@
 //! | `adam_losses` `[K]` | loss before each of K steps of Adam (learning rate 1e-3) from these weights on this batch | each loss | 1e-3 |
 //! | `after<K>.<parameter or running statistic>` | state after K such steps | norm | 1e-2 |
 //!
-//! "Norm" is `‖a - b‖ / ‖b‖` over a tensor. Two rules follow from what the numbers are:
+//! "Norm" is `‖a - b‖ / ‖b‖` over a tensor. Three rules follow from what the numbers are:
 //!
 //! - The bias of a convolution before a batch norm has the gradient zero, because the norm takes the
 //!   bias out again. What finite precision finds there is noise, and so is its norm. A gradient
 //!   whose norm is below 1e-5 of the largest gradient's is compared relative to that largest norm.
 //! - Adam divides each element by its own size, so noise moves such a bias by up to the learning rate
 //!   in each step, in any direction: after K steps two right answers differ by up to 2 K · rate in
-//!   each element. That is the limit for those biases, and for the running means of their batch
-//!   norms, which follow the biases. Nothing the network computes depends on either.
+//!   each element. That is the limit for those biases. The running means of their batch norms
+//!   follow the biases: their limit grows by as much. Nothing the network computes in training depends on either.
+//! - Among millions of values some lie so close to the kink of a ReLU, or to a tie of a max-pool, that rounding
+//!   decides on which side they fall; one such value of a layer of n changes the gradients below it by
+//!   about 1/√n, and Adam carries that on. So when a gradient, an Adam loss or a state exceeds its limit, the
+//!   network is measured again from weights that are moved by rounding (2e-6, relative, at random), and
+//!   the limit grows by twice what that changes, to at most ten times itself. The row says so.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -35,6 +40,7 @@ use crate::kernels::optimiser::Hyper;
 use crate::model::{Mode, Spec};
 use crate::nn;
 use crate::plan::{Plan, Session, Store};
+use crate::rng::{Key, Purpose};
 use crate::train::checkpoint::{Named, download, load_state_dict};
 use crate::train::update::Update;
 
@@ -46,6 +52,11 @@ const AFTER_LIMIT: f64 = 1e-2;
 const ZERO_GRADIENT: f64 = 1e-5;
 const CLASS_WEIGHT: f32 = 0.01;
 const RATE: f32 = 1e-3;
+/// Largest relative change of a weight that stands for rounding, and how often it is tried.
+const ROUNDING: f32 = 2e-6;
+const ROUNDINGS: u32 = 3;
+/// Most times its own size that a limit grows to because of rounding.
+const MOST_WIDENED: f64 = 10.0;
 /// Most steps of Adam that are followed, and most channels and classes of a network.
 const MOST: usize = 4096;
 /// Levels of every network that has a state dict.
@@ -298,120 +309,165 @@ fn check_expected(expected: &Source, graph: &Graph, batch: usize, grid: [usize; 
     Ok((steps, ignored))
 }
 
+/// Numbers by the names under which they are expected.
+type Numbers = BTreeMap<String, Vec<f32>>;
+
+/// How far two tensors lie apart.
+#[derive(Clone, Copy, Debug)]
+enum Metric {
+    /// Euclidean norm of the difference, divided by this.
+    Norm(f64),
+    /// Largest difference of two elements.
+    Element,
+    /// Largest difference of two elements, relative to the expected one.
+    EachRelative,
+}
+
+/// What is expected under one name.
+struct Check<'a> {
+    name: &'a str,
+    want: &'a [f32],
+    metric: Metric,
+    limit: f64,
+    /// Whether the limit may grow by what rounding does, see the module's text.
+    rounding: bool,
+}
+
 /// Euclidean norm.
 fn norm(v: &[f32]) -> f64 {
     v.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt()
 }
 
-/// Place and size of the largest difference, for the message of a failure.
-fn largest_difference(got: &[f32], want: &[f32]) -> (usize, f64) {
-    let mut worst = (0, 0.0);
-    for (i, (&g, &w)) in got.iter().zip(want).enumerate() {
-        let d = (f64::from(g) - f64::from(w)).abs();
-        if !(d <= worst.1) {
-            worst = (i, if d.is_nan() { f64::INFINITY } else { d });
+impl Check<'_> {
+    /// Distance of two versions of the tensor; infinite when one has a number that is not finite, or another length.
+    fn distance(&self, a: &[f32], b: &[f32]) -> f64 {
+        if a.len() != b.len() {
+            return f64::INFINITY;
         }
+        let differences = a.iter().zip(b).map(|(&a, &b)| (f64::from(a) - f64::from(b)).abs());
+        // `f64::max` would pass over a NaN.
+        let largest = |m: f64, d: f64| if m.is_nan() || d <= m { m } else { d };
+        let distance = match self.metric {
+            Metric::Norm(scale) => differences.map(|d| d * d).sum::<f64>().sqrt() / scale,
+            Metric::Element => differences.fold(0.0, largest),
+            Metric::EachRelative => {
+                let relative = differences.zip(self.want).map(|(d, &w)| d / f64::from(w).abs().max(f64::MIN_POSITIVE));
+                relative.fold(0.0, largest)
+            }
+        };
+        if distance.is_finite() { distance } else { f64::INFINITY }
     }
-    worst
+
+    /// The row for `got`, with `spread`, what rounding moves the tensor by.
+    fn row(&self, got: &[f32], spread: f64) -> Row {
+        let error = self.distance(got, self.want);
+        let tolerance = (self.limit + 2.0 * spread).min(MOST_WIDENED * self.limit);
+        let worst = (0..self.want.len().min(got.len())).max_by(|&i, &j| {
+            let d = |i: usize| (f64::from(got[i]) - f64::from(self.want[i])).abs();
+            d(i).total_cmp(&d(j))
+        });
+        let failure = (!(error <= tolerance)).then(|| match worst {
+            Some(i) => format!("element {i} is {}, expected {}", got[i], self.want[i]),
+            None => "has no elements".to_owned(),
+        });
+        let note = (spread > 0.0).then(|| format!("rounding alone moves it by {spread:.1e}"));
+        Row { part: Part::Parity, name: self.name.to_owned(), count: self.want.len(), error, tolerance, failure, note }
+    }
 }
 
-fn row(name: &str, got: &[f32], want: &[f32], error: f64, tolerance: f64) -> Row {
-    let (at, _) = largest_difference(got, want);
-    let failure = if got.len() != want.len() {
-        Some(format!("{} values, expected {}", got.len(), want.len()))
-    } else {
-        (!(error <= tolerance)).then(|| format!("element {at} is {}, expected {}", got[at], want[at]))
-    };
-    Row { part: Part::Parity, name: name.to_owned(), count: want.len(), error, tolerance, failure }
-}
-
-/// `‖got - want‖ / scale`, by default relative to `‖want‖` (absolute where that is zero).
-fn by_norm(name: &str, got: &[f32], want: &[f32], scale: Option<f64>, tolerance: f64) -> Row {
-    let difference = got.iter().zip(want).map(|(&g, &w)| (f64::from(g) - f64::from(w)).powi(2)).sum::<f64>().sqrt();
-    let scale = scale.unwrap_or_else(|| norm(want));
-    let error = if scale > 0.0 { difference / scale } else { difference };
-    row(name, got, want, if error.is_nan() { f64::INFINITY } else { error }, tolerance)
-}
-
-/// The largest single difference.
-fn by_element(name: &str, got: &[f32], want: &[f32], tolerance: f64) -> Row {
-    row(name, got, want, largest_difference(got, want).1, tolerance)
-}
-
-/// What [`compare`] has at hand while it runs.
-struct Trial<'a> {
+/// A network on the device, ready to be measured from any weights.
+struct Rig<'a> {
     ctx: &'a Context,
     expected: &'a Source,
+    steps: usize,
     session: Session,
     store: Store,
+    /// Statistics at the start, in memory order.
+    state: Vec<f32>,
 }
 
-impl Trial<'_> {
-    /// A flat buffer's tensors, in file order.
-    fn tensors(&self, buffer: &Buffer, list: &Tensors) -> Result<BTreeMap<String, Vec<f32>>> {
+impl Rig<'_> {
+    /// A flat buffer's tensors in file order, under `prefix` + name.
+    fn tensors(&self, buffer: &Buffer, list: &Tensors, prefix: &str, into: &mut Numbers) -> Result<()> {
         let mut named = Named::new();
-        download(self.ctx, buffer, list, "", &mut named)?;
-        Ok(named.into_iter().filter_map(|(name, t)| t.floats().map(|f| (name, f.to_vec()))).collect())
-    }
-
-    fn wanted(&self, name: &str) -> Option<&[f32]> {
-        self.expected.tensors.get(name).and_then(Tensor::floats)
-    }
-
-    fn outputs(&self, on_row: &mut dyn FnMut(Row)) -> Result<()> {
-        for name in ["restored", "logits", "loss_rec", "loss_cls", "loss"] {
-            if let Some(want) = self.wanted(name) {
-                on_row(by_norm(name, &self.session.read::<f32>(self.ctx, name)?, want, None, OUTPUT_LIMIT));
-            }
-        }
+        download(self.ctx, buffer, list, prefix, &mut named)?;
+        into.extend(named.into_iter().filter_map(|(name, t)| t.floats().map(|f| (name, f.to_vec()))));
         Ok(())
     }
 
-    /// Compares the gradients; returns the parameters whose gradient is zero but for rounding.
-    fn gradients(&self, on_row: &mut dyn FnMut(Row)) -> Result<Vec<String>> {
-        let found = self.tensors(&self.store.grads, &self.store.param_list)?;
-        let want = |name: &str| self.wanted(&format!("grad.{name}"));
-        // The norm that PyTorch found, or else ours.
-        let norms: Vec<(&String, f64)> = found.iter().map(|(name, g)| (name, norm(want(name).unwrap_or(g)))).collect();
-        let largest = norms.iter().fold(0.0, |m: f64, n| m.max(n.1));
-        let mut zero = Vec::new();
-        for p in self.store.param_list.list() {
-            let (name, got) = (&p.name, &found[&p.name]);
-            let is_zero = norms.iter().any(|n| n.0 == name && n.1 < ZERO_GRADIENT * largest);
-            if let Some(want) = want(name) {
-                on_row(by_norm(&format!("grad.{name}"), got, want, is_zero.then_some(largest), GRADIENT_LIMIT));
+    /// Everything that can be expected, from the parameters `flat`; always all gradients.
+    fn measure(&self, flat: &[f32]) -> Result<Numbers> {
+        let (ctx, store) = (self.ctx, &self.store);
+        ctx.upload(&store.params, 0, flat);
+        ctx.upload(&store.state, 0, &self.state);
+        self.session.run(ctx)?;
+        let mut out = Numbers::new();
+        for (name, _) in self.session.plan().graph.outputs() {
+            out.insert(name.clone(), self.session.read(ctx, name)?);
+        }
+        self.tensors(&store.grads, &store.param_list, "grad.", &mut out)?;
+        if self.steps == 0 {
+            return Ok(out);
+        }
+        let mut update = Update::new(ctx, store, Optimiser::Adam, Hyper::default(), 0.0)?;
+        let mut losses = out["loss"].clone();
+        for step in 1..=self.steps {
+            update.measure(ctx)?;
+            update.apply(ctx, RATE)?;
+            let prefix = format!("after{step}.");
+            if self.expected.tensors.keys().any(|k| k.starts_with(&prefix)) {
+                self.tensors(&store.params, &store.param_list, &prefix, &mut out)?;
+                self.tensors(&store.state, &store.state_list, &prefix, &mut out)?;
             }
-            if is_zero {
-                zero.push(name.clone());
+            if step < self.steps {
+                self.session.run(ctx)?;
+                losses.extend(self.session.read::<f32>(ctx, "loss")?);
             }
         }
-        Ok(zero)
+        let traced = self.expected.tensors.get("adam_losses").and_then(Tensor::floats).map_or(0, <[f32]>::len);
+        losses.truncate(traced);
+        out.insert("adam_losses".into(), losses);
+        Ok(out)
     }
+}
 
-    /// Compares the state after `steps` steps, as far as it is expected.
-    fn after(&self, steps: usize, zero: &[String], on_row: &mut dyn FnMut(Row)) -> Result<()> {
-        let prefix = format!("after{steps}.");
-        if !self.expected.tensors.keys().any(|k| k.starts_with(&prefix)) {
-            return Ok(());
-        }
-        let lists = [(&self.store.params, &self.store.param_list), (&self.store.state, &self.store.state_list)];
-        for (buffer, list) in lists {
-            let found = self.tensors(buffer, list)?;
-            for p in list.list() {
-                let name = format!("{prefix}{}", p.name);
-                let Some(want) = self.wanted(&name) else { continue };
+/// What is to be compared, and how; `found` gives the norms of gradients that are not among the expected.
+fn checks<'a>(expected: &'a Source, found: &Numbers) -> Vec<Check<'a>> {
+    let wanted = |name: &str| expected.tensors.get(name).and_then(Tensor::floats);
+    let gradient = |parameter: &str| {
+        let name = format!("grad.{parameter}");
+        wanted(&name).or_else(|| found.get(&name).map(Vec::as_slice)).map(norm)
+    };
+    let largest = found.keys().filter_map(|k| gradient(k.strip_prefix("grad.")?)).fold(0.0, f64::max);
+    let is_zero = |parameter: &str| gradient(parameter).is_some_and(|n| n < ZERO_GRADIENT * largest);
+    let relative = |want: &[f32]| Metric::Norm(Some(norm(want)).filter(|&n| n > 0.0).unwrap_or(1.0));
+    let mut out: Vec<(u32, Check<'a>)> = Vec::new();
+    for name in expected.tensors.keys() {
+        let Some(want) = wanted(name) else { continue };
+        let (place, metric, limit) = match meaning(name) {
+            Meaning::Given | Meaning::Unknown => continue,
+            Meaning::Output => (0, relative(want), OUTPUT_LIMIT),
+            Meaning::Gradient(p) => (1, if is_zero(p) { Metric::Norm(largest) } else { relative(want) }, GRADIENT_LIMIT),
+            Meaning::AdamLosses => (2, Metric::EachRelative, ADAM_LOSS_LIMIT),
+            Meaning::After(k, tensor) => {
+                let reach = 2.0 * k as f64 * f64::from(RATE);
                 // The bias that a running mean follows.
-                let bias = p.name.strip_suffix("bn1.running_mean").map(|n| format!("{n}conv1.bias"));
-                let bias = bias.or_else(|| p.name.strip_suffix("bn.running_mean").map(|n| format!("{n}conv.bias")));
-                let noise = zero.contains(&p.name) || bias.is_some_and(|b| zero.contains(&b));
-                on_row(match noise {
-                    true => by_element(&name, &found[&p.name], want, 2.0 * steps as f64 * f64::from(RATE)),
-                    false => by_norm(&name, &found[&p.name], want, None, AFTER_LIMIT),
-                });
+                let bias = tensor.strip_suffix("bn1.running_mean").map(|n| format!("{n}conv1.bias"));
+                let bias = bias.or_else(|| tensor.strip_suffix("bn.running_mean").map(|n| format!("{n}conv.bias")));
+                match bias {
+                    _ if is_zero(tensor) => (3, Metric::Element, reach),
+                    Some(b) if is_zero(&b) => {
+                        let size = norm(want).max(f64::MIN_POSITIVE);
+                        (3, relative(want), AFTER_LIMIT + reach * (want.len() as f64).sqrt() / size)
+                    }
+                    _ => (3, relative(want), AFTER_LIMIT),
+                }
             }
-        }
-        Ok(())
+        };
+        out.push((place, Check { name, want, metric, limit, rounding: place > 0 }));
     }
+    out.sort_by_key(|c| c.0);
+    out.into_iter().map(|c| c.1).collect()
 }
 
 /// Builds `network` with `weights`, runs it on the input among the expected numbers and compares everything that
@@ -440,30 +496,29 @@ pub fn compare(ctx: &Context, network: &Network, weights: &Source, expected: &So
     if let Some(labels) = &labels {
         ctx.upload(session.input("labels")?, 0, labels);
     }
-    let trial = Trial { ctx, expected, session, store };
-    trial.session.run(ctx)?;
-    trial.outputs(on_row)?;
-    let zero = trial.gradients(on_row)?;
-
-    if steps == 0 {
-        return Ok(ignored);
-    }
-    let mut update = Update::new(ctx, &trial.store, Optimiser::Adam, Hyper::default(), 0.0)?;
-    let mut losses: Vec<f32> = trial.session.read(ctx, "loss")?;
-    for step in 1..=steps {
-        update.measure(ctx)?;
-        update.apply(ctx, RATE)?;
-        trial.after(step, &zero, on_row)?;
-        if step < steps {
-            trial.session.run(ctx)?;
-            losses.extend(trial.session.read::<f32>(ctx, "loss")?);
+    let params: Vec<f32> = ctx.read(&store.params, 0, store.param_list.flat_len())?;
+    let state = ctx.read(&store.state, 0, store.state_list.flat_len())?;
+    let rig = Rig { ctx, expected, steps, session, store, state };
+    let found = rig.measure(&params)?;
+    let checks = checks(expected, &found);
+    let mut rows: Vec<Row> = checks.iter().map(|c| c.row(&found[c.name], 0.0)).collect();
+    let doubtful = |rows: &[Row]| checks.iter().zip(rows).any(|(c, r)| c.rounding && !r.passed() && r.error.is_finite());
+    if doubtful(&rows) {
+        let mut spread = vec![0.0f64; checks.len()];
+        for repeat in 0..ROUNDINGS {
+            let mut rng = Key::new(u64::from(repeat)).purpose(Purpose::Check, 0).rng();
+            let moved: Vec<f32> = params.iter().map(|&p| p * (1.0 + ROUNDING * (2.0 * rng.unit() - 1.0))).collect();
+            let other = rig.measure(&moved)?;
+            for (s, c) in spread.iter_mut().zip(&checks).filter(|(_, c)| c.rounding) {
+                *s = s.max(c.distance(&other[c.name], &found[c.name]));
+            }
+        }
+        for ((row, c), s) in rows.iter_mut().zip(&checks).zip(spread) {
+            if !row.passed() && s.is_finite() {
+                *row = c.row(&found[c.name], s);
+            }
         }
     }
-    if let Some(want) = trial.wanted("adam_losses") {
-        // Each loss is judged alone; the row shows the worst.
-        let of = |i: usize| by_norm("adam_losses", &losses[i..=i], &want[i..=i], None, ADAM_LOSS_LIMIT).error;
-        let error = (0..want.len()).map(of).fold(0.0, f64::max);
-        on_row(row("adam_losses", &losses[..want.len()], want, error, ADAM_LOSS_LIMIT));
-    }
+    rows.into_iter().for_each(on_row);
     Ok(ignored)
 }

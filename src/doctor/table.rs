@@ -13,7 +13,10 @@ pub fn heading(part: Part) -> String {
 
 /// One row.
 pub fn line(row: &Row) -> String {
-    let result = row.failure.as_ref().map_or("ok".to_owned(), |f| format!("FAILED {f}"));
+    let mut result = row.failure.as_ref().map_or("ok".to_owned(), |f| format!("FAILED {f}"));
+    if let Some(note) = &row.note {
+        result += &format!(" ({note})");
+    }
     format!("{:<46} {:>9} {:>9} {:>9}  {result}", row.name, row.count, number(row.error), number(row.tolerance))
 }
 
@@ -67,6 +70,7 @@ mod tests {
             error: 1.25e-7,
             tolerance: 1e-5,
             failure: failure.map(str::to_owned),
+            note: failure.map(|_| "rounding".to_owned()),
         };
         let mut s = Summary {
             rows: vec![row(Part::Kernel, "conv3d forward", None), row(Part::Parity, "grad.fc1.bias", Some("is 3, expected 4"))],
@@ -77,7 +81,7 @@ mod tests {
         assert_eq!(lines.len(), 7, "{t}");
         let at = lines[0].find("result").unwrap();
         assert_eq!(lines[1].find("ok"), Some(at));
-        assert_eq!(lines[4].find("FAILED is 3"), Some(at));
+        assert_eq!(lines[4].find("FAILED is 3, expected 4 (rounding)"), Some(at));
         assert_eq!(lines[6], "1 of 2 comparisons FAILED. Not compared: notes.");
         s.rows.pop();
         s.ignored.clear();

@@ -346,6 +346,10 @@ fn cubes_come_from_the_volumes_for_training_and_as_files() {
     let (other, _) = discover(ctx, &c, &store, &out);
     let about = std::fs::read_to_string(out.join("cubes/cubes.json")).unwrap();
     assert!(about.contains(&other.hash()) && when(&path) != first, "{about}");
+    // Those of an older manifest do not stay beside a new one.
+    (c.discover.min_distance, c.discover.write_cubes) = (5.0, false);
+    discover(ctx, &c, &store, &out);
+    assert_eq!(files_below(&out.join("cubes")), [] as [PathBuf; 0]);
 
     let elsewhere = tempfile::tempdir().unwrap();
     let another = prepared(elsewhere.path(), 5, &c);

@@ -5,4 +5,6 @@ mod data;
 mod discover;
 mod harness;
 mod kernels;
+mod operations;
+mod parity;
 mod report;
