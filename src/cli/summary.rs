@@ -55,7 +55,11 @@ impl Outcome {
         let (epoch, v) = (&self.best.0, &self.best.1);
         let chance = 1.0 / self.classes as f64;
         let less = 100.0 * (1.0 - v.restoration / v.identity);
-        let restored = if less.is_finite() { format!("{less:.0} % below the distorted input's {:.5}", v.identity) } else { String::new() };
+        let restored = match less {
+            l if !l.is_finite() => String::new(),
+            l if l >= 0.0 => format!("{l:.0} % below the distorted input's {:.5}", v.identity),
+            l => format!("{:.0} % above the distorted input's {:.5}", -l, v.identity),
+        };
         vec![
             (
                 "Validation accuracy",

@@ -238,7 +238,8 @@ mod tests {
         for epoch in 1..=13 {
             watch.write_picture(epoch, b"").unwrap();
         }
-        let mut names: Vec<_> = std::fs::read_dir(dir.path().join("previews")).unwrap().map(|e| e.unwrap().file_name()).collect();
+        let entries = std::fs::read_dir(dir.path().join("previews")).unwrap();
+        let mut names: Vec<String> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         assert_eq!(names, [1, 10, 13, 2, 5].map(|n| format!("restoration_epoch_{n}.png")));
     }
