@@ -1,8 +1,11 @@
 //! Integration tests: kernels, gradients, parity, files and the program itself.
 
 mod data;
+mod gradients;
 mod harness;
+mod interpreter;
 mod kernels;
+mod layers;
 mod operations;
 mod parity;
 mod report;
