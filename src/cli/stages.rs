@@ -7,7 +7,7 @@ use super::args::{Common, RunArgs};
 use super::run::{self, DISCOVER, PREPARED, Run, Source};
 use super::watch::Watch;
 use super::{previews, stop, text};
-use crate::config::{Auto, Config};
+use crate::config::{Auto, Config, Filter};
 use crate::data::prepare::{Progress as Step, prepare_if};
 use crate::data::store::{Split, Store};
 use crate::discover::coordinates::Rules;
@@ -210,6 +210,9 @@ fn taken_over(other: &Path, config: &Config, store: &Store) -> Result<Arc<Manife
     let found = manifest.header();
     let mut wanted = Header::new(config, store.modality(), store.grid(), store.hash(), &found.autoencoder);
     wanted.discover.write_cubes = found.discover.write_cubes;
+    if config.discover.filter == Filter::Auto {
+        wanted.discover.filter = found.discover.filter;
+    }
     let keys = [
         ("seed", found.seed != wanted.seed),
         ("cube", found.cube != wanted.cube),
