@@ -442,6 +442,12 @@ fn stages_one_by_one_give_what_the_whole_gives() {
     let first = json(&["pretrain", text(&run_dir), "--out", text(&elsewhere)]);
     let second = json(&["pretrain", text(&run_dir)]);
     assert_eq!(first["validation_loss"], second["validation_loss"]);
+    // What was planned is what was used.
+    let plan = json(&["plan", "--config", text(&config)]);
+    let planned =
+        plan["phases"].as_array().unwrap().iter().skip(1).map(|p| p["device_bytes"]["total"].as_f64().unwrap()).fold(0.0, f64::max);
+    let used = first["device_bytes_peak"].as_f64().unwrap();
+    assert!((used / planned - 1.0).abs() < 0.02, "{used} bytes were used, {planned} planned");
     let tensors = |run: &Path| File::read(&run.join("checkpoints/last.safetensors")).unwrap().tensors;
     assert!(tensors(&run_dir) == tensors(undisturbed()) && tensors(&elsewhere) == tensors(undisturbed()));
     let other = dir.path().join("other");

@@ -116,10 +116,12 @@ impl Build<'_> {
         let case = self.case;
         let op = case.entry["op"].as_str().unwrap();
         let x = self.input("x", Activation);
-        let pointwise = |kind| move |b: &mut Self| -> Result<ValueId> {
-            let target = b.input("target", Activation);
-            let each = b.g.pointwise_loss(op, kind, x, target)?;
-            Ok(b.g.mean(op, each))
+        let pointwise = |kind| {
+            move |b: &mut Self| -> Result<ValueId> {
+                let target = b.input("target", Activation);
+                let each = b.g.pointwise_loss(op, kind, x, target)?;
+                Ok(b.g.mean(op, each))
+            }
         };
         match op {
             "conv3d" | "conv_transpose3d" | "linear" => {
