@@ -286,7 +286,7 @@ fn only_what_changed_is_made_again() {
     let mut trained = c.clone();
     trained.discover.autoencoder.learning_rate = 2e-3;
     let e = Watch::new(usize::MAX).run(ctx, &trained, &store, &out, true).unwrap_err().to_string();
-    assert!(e.contains("discover.autoencoder.learning_rate") && e.contains("without --resume"), "{e}");
+    assert!(e.contains("discover.autoencoder.learning_rate") && e.contains("start a new run"), "{e}");
     assert_same(&before, &bytes(&out));
     let (_, watch) = discover(ctx, &trained, &store, &out);
     assert!(!watch.records.is_empty());

@@ -3,8 +3,11 @@
 mod cli;
 mod data;
 mod discover;
+mod gradients;
 mod harness;
+mod interpreter;
 mod kernels;
+mod layers;
 mod operations;
 mod parity;
 mod report;

@@ -268,9 +268,10 @@ fn optimiser_case(ctx: &Context, case: &Case<'_>, failures: &mut Vec<String>) ->
         hold(failures, case, &format!("p after {}", step + 1), &t.read(p)?, want);
     }
     for (name, view) in [("momentum_buffer", m), ("exp_avg", m), ("exp_avg_sq", v)] {
-        if case.tensor(name).is_some() {
-            hold(failures, case, name, &t.read(view)?, case.floats(name));
-        }
+        let Some(want) = case.tensor(name).and_then(Tensor::floats) else { continue };
+        // 1 - β of a β2 rounded to f32 differs by 1.3e-5; the corrections share it, so parameters do not notice.
+        let outcome = compare(&t.read(view)?, &wide(want), if name == "exp_avg_sq" { 2e-5 } else { 1e-5 })?;
+        failures.extend(outcome.failure.map(|f| format!("{} {name}: {f}", case.name())));
     }
     Ok(())
 }
