@@ -403,6 +403,8 @@ fn a_whole_run_leaves_everything_it_promises() {
     // A second start is refused, and continuing what is done changes nothing.
     assert!(refused(&["pretrain", text(scans()), "--out", text(run_dir)]).contains("--resume"));
     let before: Vec<_> = SAME.iter().map(|n| std::fs::read(run_dir.join(n)).unwrap()).collect();
+    let e = refused(&["pretrain", "--resume", "--out", text(run_dir), "--set", "model.base_channels=4"]);
+    assert!(e.contains("`model`"), "{e}");
     let said = json(&["pretrain", "--resume", "--out", text(run_dir)]);
     assert_eq!(said["steps"], 14);
     assert!(before == SAME.iter().map(|n| std::fs::read(run_dir.join(n)).unwrap()).collect::<Vec<_>>());
@@ -436,6 +438,13 @@ fn stages_one_by_one_give_what_the_whole_gives() {
     assert_eq!(said["classes"], 3);
     let manifest = |run: &Path| std::fs::read(run.join("discover/manifest.json")).unwrap();
     assert!(manifest(undisturbed()) == manifest(&run_dir));
+
+    // Settings that cannot be continued with are refused, and not kept.
+    let e = refused(&["discover", "--resume", "--out", text(&run_dir), "--set", "discover.autoencoder.base_channels=3"]);
+    assert!(e.contains("base_channels"), "{e}");
+    let again = dir.path().join("again");
+    let said = json(&["discover", text(&run_dir), "--config", text(&config), "--out", text(&again), "--set", "model.classes=2"]);
+    assert_eq!(said["classes"], 2);
 
     // The patterns of a run can be learnt from in place, and elsewhere.
     let elsewhere = dir.path().join("elsewhere");
