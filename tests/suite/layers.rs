@@ -15,8 +15,7 @@ const LAYERS: [&[&str]; 8] = [
 ];
 
 /// Neighbours of one layer that may be used: (who, whom).
-const NEIGHBOURS: [(&str, &str); 5] =
-    [("config", "error"), ("files", "error"), ("plan", "graph"), ("model", "nn"), ("train", "transform")];
+const NEIGHBOURS: [(&str, &str); 5] = [("config", "error"), ("files", "error"), ("plan", "graph"), ("model", "nn"), ("train", "transform")];
 
 /// Modules that read and write files of others and know nothing of the engine.
 const PLAIN: [&str; 2] = ["data", "interop"];

@@ -8,4 +8,6 @@ mod kernels;
 mod layers;
 mod operations;
 mod parity;
+mod plans;
 mod report;
+mod shaders;
