@@ -33,6 +33,9 @@ struct Params {
 @group(0) @binding(17) var<storage, read_write> partials_out: array<Elem>;          // [partials, 3 or 2, C]
 @group(0) @binding(18) var<storage, read_write> coefficients_out: array<Elem>;      // [4, C]
 
+// Invocations of a finishing workgroup.
+const FINISHERS: u32 = 64u;
+
 var<workgroup> tile_count: array<Elem, LANES>;
 var<workgroup> tile_a: array<Elem, LANES>;
 var<workgroup> tile_b: array<Elem, LANES>;
@@ -100,14 +103,14 @@ fn statistics(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) cou
 }
 
 // One workgroup per channel vector.
-@compute @workgroup_size(LANES)
+@compute @workgroup_size(FINISHERS)
 fn finish_statistics(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let c = flat_group(wg, count);
     let surplus = c >= params.vectors;
     var n = Elem(0.0);
     var m = Elem(0.0);
     var squares = Elem(0.0);
-    for (var p = lane; p < select(params.partials, 0u, surplus); p += LANES) {
+    for (var p = lane; p < select(params.partials, 0u, surplus); p += FINISHERS) {
         let at = p * 3u * params.vectors + c;
         let other = partials[at];
         let total = n + other;
@@ -120,7 +123,7 @@ fn finish_statistics(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgrou
     tile_count[lane] = n;
     tile_a[lane] = m;
     tile_b[lane] = squares;
-    merge_statistics(lane, lane, 1u, min(params.partials, LANES));
+    merge_statistics(lane, lane, 1u, min(params.partials, FINISHERS));
     if lane == 0u && !surplus {
         let k = params.momentum;
         saved_mean[c] = tile_a[0];
@@ -167,19 +170,19 @@ fn backward_sums(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) 
 }
 
 // One workgroup per channel vector: the sums, and d_x = a · (d_y - b - c · (x - mean)).
-@compute @workgroup_size(LANES)
+@compute @workgroup_size(FINISHERS)
 fn finish_backward(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let c = flat_group(wg, count);
     let surplus = c >= params.vectors;
     var sum = Elem(0.0);
     var products = Elem(0.0);
-    for (var p = lane; p < select(params.partials, 0u, surplus); p += LANES) {
+    for (var p = lane; p < select(params.partials, 0u, surplus); p += FINISHERS) {
         sum += partials[p * 2u * params.vectors + c];
         products += partials[(p * 2u + 1u) * params.vectors + c];
     }
     tile_a[lane] = sum;
     tile_b[lane] = products;
-    merge_sums(lane, lane, 1u, min(params.partials, LANES));
+    merge_sums(lane, lane, 1u, min(params.partials, FINISHERS));
     if lane == 0u && !surplus {
         let inv = inv_std(c);
         d_beta[c] = tile_a[0];

@@ -8,12 +8,13 @@ struct Params {
     c0: u32, co: u32, ci_total: u32,
     bkd: u32, bkh: u32, bkw: u32,   // kernel of the tile kernel's convolution: (1, 1, 1) in mode 2
     wide: u32,                      // output channels per block
-    body: u32,                      // vec4 per (block, input quad, kd, kh)
+    lot: u32,                       // input channels that are read at once: 4 or 1
+    body: u32,                      // vec4 per (block, kd, kh, input lot)
     total: u32,                     // vec4 in all
 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> weight: array<f32>;                // [kd, kh, kw, co, ci_total]
-@group(0) @binding(2) var<storage, read_write> packed: array<vec4<f32>>;    // [block][input quad][kd][kh][body]
+@group(0) @binding(2) var<storage, read_write> packed: array<vec4<f32>>;    // [block][kd][kh][input lot][body]
 
 fn element(row: u32, column: u32, tap: u32) -> f32 {
     let taps = p.kd * p.kh * p.kw;
@@ -28,15 +29,16 @@ fn pack(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: ve
     if id < p.total {
         let quads = p.wide / 4u;
         let i = id % p.body;
-        let kh = (id / p.body) % p.bkh;
-        let kd = (id / (p.body * p.bkh)) % p.bkd;
-        let quad = (id / (p.body * p.bkh * p.bkd)) % (p.rows / 4u);
-        let block = id / (p.body * p.bkh * p.bkd * (p.rows / 4u));
+        let groups = p.rows / p.lot;
+        let lot = (id / p.body) % groups;
+        let kh = (id / (p.body * groups)) % p.bkh;
+        let kd = (id / (p.body * groups * p.bkh)) % p.bkd;
+        let block = id / (p.body * groups * p.bkh * p.bkd);
         var v = vec4<f32>();
-        if i < 4u * p.bkw * quads {
+        if i < p.lot * p.bkw * quads {
             let r = i % quads;
             let kw = (i / quads) % p.bkw;
-            let row = quad * 4u + i / (quads * p.bkw);
+            let row = lot * p.lot + i / (quads * p.bkw);
             let column = block * p.wide + r * 4u;
             let tap = (kd * p.bkh + kh) * p.bkw + kw;
             v = vec4<f32>(element(row, column, tap), element(row, column + 1u, tap), element(row, column + 2u, tap), element(row, column + 3u, tap));

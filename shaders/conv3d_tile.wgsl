@@ -1,13 +1,13 @@
 // 3D convolution, register tile: an invocation owns TW neighbouring outputs along W times WIDE output channels.
-// Channels in fours; out-of-grid reads are clamped and masked, so tensors carry no halo. Weights come packed by
+// Output channels in fours, input channels in fours or one by one (Elem); out-of-grid reads are clamped and masked, so tensors carry no halo. Weights come packed by
 // conv3d_pack.wgsl, either read directly or, with eight-lane subgroups, one vec4 a lane and broadcast.
 // uses: grid
-// expects: LANES, D, H, W, OD, OH, OW, WB (tiles per row), CI4, CO4, KD, KH, SD, SH, SW, PD, PH, PW, BODY, BLOCKS;
+// expects: Elem, LANES, D, H, W, OD, OH, OW, WB (tiles per row), CIN (Elems per input voxel), CO4, KD, KH, SD, SH, SW, PD, PH, PW, BODY, BLOCKS;
 // FD, FH, FW: each output goes to its FD×FH×FW block, the tap chosen by the channel block (1, 1, 1 otherwise)
 struct Params { samples: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> input: array<vec4<f32>>;           // [N, D, H, W, CI4]
-@group(0) @binding(2) var<storage, read> packed: array<vec4<f32>>;          // [block][CI4][KD][KH][BODY]
+@group(0) @binding(1) var<storage, read> input: array<Elem>;                // [N, D, H, W, CIN]
+@group(0) @binding(2) var<storage, read> packed: array<vec4<f32>>;          // [block][KD][KH][CIN][BODY]
 @group(0) @binding(3) var<storage, read> bias: array<vec4<f32>>;            // [CO4]
 @group(0) @binding(4) var<storage, read_write> output: array<vec4<f32>>;    // [N, OD·FD, OH·FH, OW·FW, CO4]
 
@@ -29,16 +29,17 @@ struct Params { samples: u32 }
     let out_w = (((n * OD + od) * FD + tap / (FH * FW)) * OH + oh) * FH + tap / FW % FH;
     let out = ((out_w * OW + wb * TW) * FW + tap % FW) * CO4 + block * WIDE4 % CO4;
 //@begin
-    for (var c = 0u; c < CI4; c++) {
-        for (var kd = 0u; kd < KD; kd++) {
-            let d = i32(od * SD + kd) - i32(PD);
-            let dc = u32(clamp(d, 0, i32(D) - 1));
-            for (var kh = 0u; kh < KH; kh++) {
-                let h = i32(oh * SH + kh) - i32(PH);
-                let hc = u32(clamp(h, 0, i32(H) - 1));
-                let row = ((n * D + dc) * H + hc) * W * CI4 + c;
-                let inside = i32(dc) == d && i32(hc) == h;
-                let k = (((block * CI4 + c) * KD + kd) * KH + kh) * BODY;
+    for (var kd = 0u; kd < KD; kd++) {
+        let d = i32(od * SD + kd) - i32(PD);
+        let dc = u32(clamp(d, 0, i32(D) - 1));
+        for (var kh = 0u; kh < KH; kh++) {
+            let h = i32(oh * SH + kh) - i32(PH);
+            let hc = u32(clamp(h, 0, i32(H) - 1));
+            let line = ((n * D + dc) * H + hc) * W * CIN;
+            let inside = i32(dc) == d && i32(hc) == h;
+            for (var c = 0u; c < CIN; c++) {
+                let row = line + c;
+                let k = (((block * KD + kd) * KH + kh) * CIN + c) * BODY;
 //@body
             }
         }

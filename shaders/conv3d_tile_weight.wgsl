@@ -1,33 +1,35 @@
-// 3D convolution, weight gradient, register tile: an invocation owns one (kd, kh), four input channels, all kw and
-// WIDE output channels, and walks the output rows of its split; conv3d_sum.wgsl adds the splits in a fixed order.
+// 3D convolution, weight gradient, register tile: an invocation owns one (kd, kh), one Elem of input channels, all kw and
+// WIDE output channels, and walks its split's run of output rows; conv3d_sum.wgsl adds the splits in a fixed order.
 // uses: grid
-// expects: LANES, D, H, W, OD, OH, OW, WB, CI4, CO4, KD, KH, SD, SH, SW, PD, PH, PW, BLOCKS
+// expects: Elem (vec4<f32> or f32), LANES, D, H, W, OD, OH, OW, WB, CIN, CO4, KD, KH, SD, SH, SW, PD, PH, PW, BLOCKS
 struct Params { samples: u32, splits: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> input: array<vec4<f32>>;           // [N, D, H, W, CI4]
+@group(0) @binding(1) var<storage, read> input: array<Elem>;                // [N, D, H, W, CIN]
 @group(0) @binding(2) var<storage, read> d_output: array<vec4<f32>>;        // [N, OD, OH, OW, CO4]
-@group(0) @binding(3) var<storage, read_write> part: array<vec4<f32>>;      // [splits, KD, KH, KW, 4·CO4, CI4]
+@group(0) @binding(3) var<storage, read_write> part: array<Elem>;           // [splits, KD, KH, KW, 4·CO4, CIN]
 
 @compute @workgroup_size(LANES)
 //@signature
     let group = flat_group(wg, count);
-    let items = KD * KH * CI4;
+    let items = KD * KH * CIN;
     let blocks = (items + LANES - 1u) / LANES;
     let item = (group % blocks) * LANES + t;
     let block = (group / blocks) % BLOCKS;
     let split = group / (blocks * BLOCKS);
     let live = item < items && split < p.splits;
     let at = min(item, items - 1u);
-    let c = at % CI4;
-    let kh = (at / CI4) % KH;
-    let kd = at / (CI4 * KH);
+    let c = at % CIN;
+    let kh = (at / CIN) % KH;
+    let kd = at / (CIN * KH);
 //@begin
-    for (var row = split; row < p.samples * OD * OH; row += p.splits) {
+    let rows = p.samples * OD * OH;
+    let run = (rows + p.splits - 1u) / p.splits;
+    for (var row = split * run; row < min(rows, split * run + run); row++) {
         let d = i32((row / OH) % OD * SD + kd) - i32(PD);
         let dc = u32(clamp(d, 0, i32(D) - 1));
         let h = i32(row % OH * SH + kh) - i32(PH);
         let hc = u32(clamp(h, 0, i32(H) - 1));
-        let x = ((row / (OD * OH) * D + dc) * H + hc) * W * CI4 + c;
+        let x = ((row / (OD * OH) * D + dc) * H + hc) * W * CIN + c;
         let inside = i32(dc) == d && i32(hc) == h;
         for (var wb = 0u; wb < WB; wb++) {
             let first = i32(wb * TW * SW) - i32(PW);
@@ -36,7 +38,7 @@ struct Params { samples: u32, splits: u32 }
         }
     }
     if live {
-        let out = (split * KD * KH + at / CI4) * KW * CO4 * 4u * CI4 + block * WIDE4 * 4u * CI4 + c;
+        let out = (split * KD * KH + at / CIN) * KW * CO4 * 4u * CIN + block * WIDE4 * 4u * CIN + c;
 //@store
     }
 }

@@ -1,10 +1,10 @@
 // The k nearest of each row among those found so far and a tile of distances; a workgroup per row.
 // Candidates are ordered by the pair (bits of the distance, index), so ties go to the smaller
-// index and no two are equal. Digits of 8 bits of that pair, from the highest, narrow the
-// candidates down (radix selection) until those left fit the tile in workgroup memory, where
-// they are sorted.
+// index and no two are equal. Digits of 8 bits of that pair, from the highest in which distances
+// differ, narrow the candidates down (radix selection) until those left fit the tile in
+// workgroup memory, where they are sorted (bitonic network, two steps a pass).
 // uses: grid
-// expects: Elem (f32 or vec4<f32>), STEP (components of Elem)
+// expects: Elem (f32 or vec4<f32>), STEP (components of Elem), LANES (invocations, 8 to 256)
 struct Params {
     rows: u32,
     width: u32,                                                         // elements of type Elem in a row of distances
@@ -19,31 +19,42 @@ struct Params {
 @group(0) @binding(2) var<storage, read_write> best_distance: array<f32>;       // [rows, k]
 @group(0) @binding(3) var<storage, read_write> best_index: array<u32>;          // [rows, k]
 
+const BINS: u32 = 256u / LANES;                                         // of the histogram, per invocation
 var<workgroup> histogram: array<atomic<u32>, 256>;
-var<workgroup> tile_sum: array<u32, 64>;
+var<workgroup> tile_sum: array<u32, LANES>;
+var<workgroup> tile_range: array<vec3<u32>, LANES>;
 var<workgroup> tile_pair: array<vec2<u32>, 1024>;
 var<workgroup> tile_count: atomic<u32>;
-// Found by one invocation: digit, candidates below it and with it.
+// What one invocation found for all: smallest and largest distance and number of candidates;
+// then digit, candidates below it and with it.
 var<workgroup> found: vec3<u32>;
 
-// Candidates whose bits under the mask exceed the prefix are out, those below it are in.
+// Distances count from the smallest, `low`. Of the candidates' bits under the mask, those above
+// the prefix are out, those below it are in.
+var<private> low: u32;
 var<private> mask: vec2<u32>;
 var<private> prefix: vec2<u32>;
-var<private> digit: u32;
+var<private> shift: u32;
+var<private> by_index: bool;
+var<private> range: vec3<u32>;
 
 fn before(a: vec2<u32>, b: vec2<u32>) -> bool {
     return a.x < b.x || (a.x == b.x && a.y < b.y);
 }
 
+fn range_one(pair: vec2<u32>, bound: u32) {
+    let live = pair.x < bound;
+    range = vec3<u32>(select(range.x, min(range.x, pair.x), live), select(range.y, max(range.y, pair.x), live), range.z + u32(live));
+}
+
 fn count_one(pair: vec2<u32>, bound: u32) {
-    if pair.x < bound && all((pair & mask) == prefix) {
-        let word = select(pair.x, pair.y, digit > 3u);
-        atomicAdd(&histogram[(word >> (24u - digit % 4u * 8u)) & 255u], 1u);
-    }
+    let p = vec2<u32>(pair.x - low, pair.y);
+    if pair.x < bound && all((p & mask) == prefix) { atomicAdd(&histogram[(select(p.x, p.y, by_index) >> shift) & 255u], 1u); }
 }
 
 fn gather_one(pair: vec2<u32>, bound: u32) {
-    if pair.x < bound && !before(prefix, pair & mask) { tile_pair[atomicAdd(&tile_count, 1u)] = pair; }
+    let p = vec2<u32>(pair.x - low, pair.y);
+    if pair.x < bound && !before(prefix, p & mask) { tile_pair[atomicAdd(&tile_count, 1u)] = pair; }
 }
 
 //@each
@@ -52,7 +63,43 @@ fn listed(at: u32) -> vec2<u32> {
     return vec2<u32>(bitcast<u32>(best_distance[at]), best_index[at]);
 }
 
-@compute @workgroup_size(64)
+// One step of the network over pairs `gap` apart.
+fn exchange(span: u32, gap: u32, t: u32) {
+    for (var i = t; i < params.size / 2u; i += LANES) {
+        let at = 2u * (i - i % gap) + i % gap;
+        let p = tile_pair[at];
+        let q = tile_pair[at + gap];
+        let swap = before(q, p) == ((at & span) == 0u);
+        tile_pair[at] = select(p, q, swap);
+        tile_pair[at + gap] = select(q, p, swap);
+    }
+}
+
+// Two steps at once, over pairs 2 `gap` and then `gap` apart.
+fn exchange_twice(span: u32, gap: u32, t: u32) {
+    for (var i = t; i < params.size / 4u; i += LANES) {
+        let at = 4u * (i - i % gap) + i % gap;
+        let up = (at & span) == 0u;
+        let p0 = tile_pair[at];
+        let p1 = tile_pair[at + gap];
+        let p2 = tile_pair[at + 2u * gap];
+        let p3 = tile_pair[at + 3u * gap];
+        let s02 = before(p2, p0) == up;
+        let s13 = before(p3, p1) == up;
+        let q0 = select(p0, p2, s02);
+        let q2 = select(p2, p0, s02);
+        let q1 = select(p1, p3, s13);
+        let q3 = select(p3, p1, s13);
+        let s01 = before(q1, q0) == up;
+        let s23 = before(q3, q2) == up;
+        tile_pair[at] = select(q0, q1, s01);
+        tile_pair[at + gap] = select(q1, q0, s01);
+        tile_pair[at + 2u * gap] = select(q2, q3, s23);
+        tile_pair[at + 3u * gap] = select(q3, q2, s23);
+    }
+}
+
+@compute @workgroup_size(LANES)
 fn forward(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) t: u32) {
     let group = flat_group(wg, count);
     let row = min(group, params.rows - 1u);
@@ -61,65 +108,79 @@ fn forward(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count:
     // Columns come after those listed, so once the list is full only a smaller distance gets in.
     var bound = 0xFFFFFFFFu;
     if params.filled == params.k { bound = bitcast<u32>(best_distance[list + params.k - 1u]); }
+
+    range = vec3<u32>(0xFFFFFFFFu, 0u, 0u);
+    for (var i = t; i < params.filled; i += LANES) { range_one(listed(list + i), 0xFFFFFFFFu); }
+    for (var i = t; i < params.width; i += LANES) { range_each(distance[tile + i], bound); }
+    tile_range[t] = range;
+    workgroupBarrier();
+    if t == 0u {
+        var r = range;
+        for (var i = 1u; i < LANES; i++) {
+            let other = tile_range[i];
+            r = vec3<u32>(min(r.x, other.x), max(r.y, other.y), r.z + other.z);
+        }
+        found = r;
+    }
+    let all_found = workgroupUniformLoad(&found);
+    low = all_found.x;
     mask = vec2<u32>();
     prefix = vec2<u32>();
+    by_index = false;
+    shift = max(32u - countLeadingZeros(all_found.y - low), 8u) - 8u;
+    var left = all_found.z;                                             // candidates that are not out
     var sure = 0u;                                                      // candidates below the prefix
-    for (digit = 0u; digit < 8u; digit++) {
-        for (var i = t; i < 256u; i += 64u) { atomicStore(&histogram[i], 0u); }
+    while left > params.size {
+        for (var i = 0u; i < BINS; i++) { atomicStore(&histogram[t * BINS + i], 0u); }
         workgroupBarrier();
-        for (var i = t; i < params.filled; i += 64u) { count_one(listed(list + i), 0xFFFFFFFFu); }
-        for (var i = t; i < params.width; i += 64u) { count_each(distance[tile + i], params.first + i * STEP, bound); }
+        for (var i = t; i < params.filled; i += LANES) { count_one(listed(list + i), 0xFFFFFFFFu); }
+        for (var i = t; i < params.width; i += LANES) { count_each(distance[tile + i], params.first + i * STEP, bound); }
         workgroupBarrier();
         var sum = 0u;
-        for (var i = 0u; i < 4u; i++) { sum += atomicLoad(&histogram[4u * t + i]); }
+        for (var i = 0u; i < BINS; i++) { sum += atomicLoad(&histogram[t * BINS + i]); }
         tile_sum[t] = sum;
         workgroupBarrier();
         if t == 0u {
             // The digit at which the candidates reach `keep`.
             var below = sure;
             var i = 0u;
-            while i < 63u && below + tile_sum[i] < params.keep { below += tile_sum[i]; i++; }
-            i *= 4u;
-            let last = i + 3u;
+            while i < LANES - 1u && below + tile_sum[i] < params.keep { below += tile_sum[i]; i++; }
+            i *= BINS;
+            let last = i + BINS - 1u;
             while i < last && below + atomicLoad(&histogram[i]) < params.keep { below += atomicLoad(&histogram[i]); i++; }
-            var total = 0u;
-            if digit == 0u { for (var j = 0u; j < 64u; j++) { total += tile_sum[j]; } }
             found = vec3<u32>(i, below, atomicLoad(&histogram[i]));
-            if digit == 0u && total <= params.size { found = vec3<u32>(256u, 0u, 0u); }
         }
         let hit = workgroupUniformLoad(&found);
-        if hit.x == 256u { break; }
-        let shift = 24u - digit % 4u * 8u;
-        let place = vec2<u32>(select(1u, 0u, digit > 3u), select(0u, 1u, digit > 3u));
+        let place = select(vec2<u32>(1u, 0u), vec2<u32>(0u, 1u), by_index);
         mask |= place * (255u << shift);
         prefix |= place * (hit.x << shift);
         sure = hit.y;
-        if hit.y + hit.z <= params.size { break; }
+        left = hit.y + hit.z;
+        // The distance's last digit may overlap the one before; the index follows.
+        by_index = by_index || shift == 0u;
+        shift = select(max(shift, 8u) - 8u, 24u, shift == 0u);
     }
 
     if t == 0u { atomicStore(&tile_count, 0u); }
     workgroupBarrier();
-    for (var i = t; i < params.filled; i += 64u) { gather_one(listed(list + i), 0xFFFFFFFFu); }
-    for (var i = t; i < params.width; i += 64u) { gather_each(distance[tile + i], params.first + i * STEP, bound); }
+    for (var i = t; i < params.filled; i += LANES) { gather_one(listed(list + i), 0xFFFFFFFFu); }
+    for (var i = t; i < params.width; i += LANES) { gather_each(distance[tile + i], params.first + i * STEP, bound); }
     workgroupBarrier();
-    for (var i = atomicLoad(&tile_count) + t; i < params.size; i += 64u) { tile_pair[i] = vec2<u32>(0xFFFFFFFFu); }
+    for (var i = atomicLoad(&tile_count) + t; i < params.size; i += LANES) { tile_pair[i] = vec2<u32>(0xFFFFFFFFu); }
     workgroupBarrier();
 
     for (var span = 2u; span <= params.size; span *= 2u) {
-        for (var gap = span / 2u; gap > 0u; gap /= 2u) {
-            for (var i = t; i < params.size / 2u; i += 64u) {
-                let low = 2u * (i - i % gap) + i % gap;
-                let p = tile_pair[low];
-                let q = tile_pair[low + gap];
-                if before(q, p) == ((low & span) == 0u) {
-                    tile_pair[low] = q;
-                    tile_pair[low + gap] = p;
-                }
-            }
+        for (var gap = span / 2u; gap > 1u; gap /= 4u) {
+            exchange_twice(span, gap / 2u, t);
+            workgroupBarrier();
+        }
+        // An odd number of steps leaves one: the bits of `span` at even places have odd numbers.
+        if (span & 0xAAAAAAAAu) != 0u {
+            exchange(span, 1u, t);
             workgroupBarrier();
         }
     }
-    for (var i = t; i < params.keep; i += 64u) {
+    for (var i = t; i < params.keep; i += LANES) {
         if group < params.rows {
             best_distance[list + i] = bitcast<f32>(tile_pair[i].x);
             best_index[list + i] = tile_pair[i].y;

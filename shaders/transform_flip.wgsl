@@ -11,6 +11,6 @@ fn flip(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: ve
     if at.x >= arrayLength(&samples) || at.y >= VOXELS { return; }
     let p = position(at.y);
     let reversed = (vec3<u32>(samples[at.x].flip) & vec3<u32>(1u, 2u, 4u)) != vec3<u32>();
-    let from = select(p, vec3<u32>(NX, NY, NZ) - 1u - p, reversed);
-    output[at.x * VOXELS + at.y] = input[at.x * VOXELS + voxel_at(from)];
+    let source = select(p, vec3<u32>(NX, NY, NZ) - 1u - p, reversed);
+    output[at.x * VOXELS + at.y] = input[at.x * VOXELS + voxel_at(source)];
 }

@@ -60,12 +60,12 @@ fn point(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: v
     if at.x >= arrayLength(&samples) || at.y >= VOXELS { return; }
     let n = at.x;
     let p = position(at.y);
-    var from = at.y;
+    var source = at.y;
     if samples[n].windows > 0u {
         let owner = owners[n * VOXELS + at.y];
-        if owner > 0u { from = shuffled(samples[n].shuffle_key, owner - 1u, p); }
+        if owner > 0u { source = shuffled(samples[n].shuffle_key, owner - 1u, p); }
     }
-    var value = input[n * VOXELS + from];
+    var value = input[n * VOXELS + source];
     let curve_kind = samples[n].curve_kind;
     if curve_kind > 0u { value = non_linear(value, samples[n].curve, curve_kind == 2u); }
     let paint_kind = samples[n].paint_kind;

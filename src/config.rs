@@ -467,14 +467,13 @@ impl Config {
     /// # Errors
     /// As [`Config::load`].
     pub fn overlay(self, file: Option<&Path>, sets: &[String]) -> Result<Self> {
-        let mut config = self;
-        if let Some(path) = file {
-            let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
-            let table: Table = text.parse().map_err(|e: toml::de::Error| Error::input(path, e.to_string().trim_end().to_owned()))?;
-            for (key, value) in leaves(&table) {
-                config = config.with(&key, value).map_err(|e| Error::input(path, e.to_string()))?;
+        let mut config = match file {
+            Some(path) => {
+                let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+                self.overlay_toml(&text).map_err(|e| Error::input(path, e.to_string()))?
             }
-        }
+            None => self,
+        };
         for set in sets {
             let (key, text) = set
                 .split_once('=')
@@ -490,6 +489,18 @@ impl Config {
         }
         config.validate()?;
         Ok(config)
+    }
+
+    /// This configuration, overlaid by the settings in `text`; relations between settings are not checked.
+    ///
+    /// # Errors
+    /// A syntax error with its line, an unknown key, a value of the wrong type.
+    pub fn overlay_toml(self, text: &str) -> Result<Self> {
+        let table: Table = text.parse().map_err(|e: toml::de::Error| {
+            let line = 1 + e.span().map_or(0, |s| text.bytes().take(s.start).filter(|&b| b == b'\n').count());
+            Error::Usage(format!("line {line} is not TOML ({})", e.message().trim()))
+        })?;
+        leaves(&table).into_iter().try_fold(self, |config, (key, value)| config.with(&key, value))
     }
 
     /// The complete configuration as TOML.
@@ -657,6 +668,12 @@ mod tests {
         assert_eq!(Config::load(Some(&path), &[]).unwrap(), c);
         assert_eq!(c.train.preset, Preset::ModelsGenesis);
         assert_eq!(c.prepare.spacing.given(), Some([1.0, 1.0, 2.5]));
+    }
+
+    #[test]
+    fn syntax_errors_name_the_line() {
+        let e = Config::default().overlay_toml("seed = 1\n[train]\nepochs = = 3\n").unwrap_err().to_string();
+        assert!(e.starts_with("line 3 is not TOML") && !e.contains('\n'), "{e}");
     }
 
     #[test]

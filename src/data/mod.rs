@@ -10,6 +10,7 @@ pub mod intensity;
 pub mod mapped;
 pub mod nifti;
 pub mod orient;
+pub mod phantom;
 pub mod prepare;
 pub mod recipe;
 pub mod resample;

@@ -97,6 +97,20 @@ struct Candidate {
 /// Missing or empty inputs, no scan among them, an unusable scan (unless `prepare.keep_going`), a folder `out` that
 /// holds something else, or a failed write.
 pub fn prepare(inputs: &[PathBuf], out: &Path, config: &Config, on: &mut dyn FnMut(Progress)) -> Result<Store> {
+    prepare_if(inputs, out, config, &|_, _| Ok(()), on)
+}
+
+/// As [`prepare`], but only if `fits` accepts the number of scans and the common grid, before anything is written.
+///
+/// # Errors
+/// As [`prepare`], and what `fits` returns.
+pub fn prepare_if(
+    inputs: &[PathBuf],
+    out: &Path,
+    config: &Config,
+    fits: &dyn Fn(usize, [usize; 3]) -> Result<()>,
+    on: &mut dyn FnMut(Progress),
+) -> Result<Store> {
     let settings = &config.prepare;
     config.validate()?;
     store::check_place(out)?;
@@ -119,6 +133,7 @@ pub fn prepare(inputs: &[PathBuf], out: &Path, config: &Config, on: &mut dyn FnM
     if let Ok(old) = Store::open(out)
         && unchanged(old.index(), settings, config.seed, &inputs_now)
     {
+        fits(old.scans().len(), old.grid())?;
         on(Progress::Reused { scans: old.scans().len() });
         return Ok(old);
     }
@@ -135,6 +150,7 @@ pub fn prepare(inputs: &[PathBuf], out: &Path, config: &Config, on: &mut dyn FnM
     let recipe = recipe(&candidates, settings, inputs)?;
     let grid = recipe.grid.unwrap_or_default();
     on(Progress::Grid { spacing: recipe.spacing, grid });
+    fits(candidates.len(), grid)?;
 
     store::begin(out)?;
     let ids = ids(&candidates.iter().map(|c| c.path.as_path()).collect::<Vec<_>>());

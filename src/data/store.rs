@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
+use super::cubes::Voxels;
 use super::frame::Frame;
 use super::mapped::Mapped;
 use super::recipe::{MAX_VOXELS, Recipe};
@@ -27,13 +28,30 @@ const INDEX: &str = "index.json";
 const VOLUMES: &str = "volumes";
 
 /// What a scan is used for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Split {
     /// Learnt from.
     Train,
-    /// Held out.
+    /// Held out: only measured on.
     Validation,
+}
+
+/// What a value in `[0, 1]` is stored as.
+fn quantise(v: f32) -> u16 {
+    (v.clamp(0.0, 1.0) * 65535.0).round() as u16
+}
+
+fn dequantise(q: u16) -> f32 {
+    f32::from(q) / 65535.0
+}
+
+/// The value that a store gives back for `v`: the multiple of 1/65535 nearest to it, within `[0, 1]`.
+///
+/// Voxels of a store are to be compared with a threshold that went the same way. The nearest
+/// number to 0.425 (-150 HU), for one, is 0.424994: below 0.425 itself.
+pub fn stored(v: f32) -> f32 {
+    dequantise(quantise(v))
 }
 
 /// What is known about one prepared scan.
@@ -259,9 +277,7 @@ impl Prepared {
         for x in start[0]..start[0] + size[0] {
             for y in start[1]..start[1] + size[1] {
                 let from = self.start + 2 * ((x * ny + y) * nz + start[2]);
-                out.extend(
-                    self.bytes[from..from + 2 * size[2]].chunks_exact(2).map(|q| f32::from(u16::from_le_bytes([q[0], q[1]])) / 65535.0),
-                );
+                out.extend(self.bytes[from..from + 2 * size[2]].chunks_exact(2).map(|q| dequantise(u16::from_le_bytes([q[0], q[1]]))));
             }
         }
         out
@@ -270,6 +286,20 @@ impl Prepared {
     /// All values, `[x][y][z]`.
     pub fn all(&self) -> Vec<f32> {
         self.window([0; 3], self.size)
+    }
+}
+
+impl Voxels for Prepared {
+    fn size(&self) -> [usize; 3] {
+        self.size
+    }
+
+    fn window(&self, start: [usize; 3], size: [usize; 3]) -> Vec<f32> {
+        Self::window(self, start, size)
+    }
+
+    fn value(&self, x: usize, y: usize, z: usize) -> f32 {
+        Self::value(self, x, y, z)
     }
 }
 
@@ -311,7 +341,7 @@ pub(super) fn begin(dir: &Path) -> Result<()> {
 
 /// Writes one volume and returns the SHA-256 of its voxels.
 pub(super) fn write_volume(dir: &Path, id: &str, data: &[f32], size: [usize; 3]) -> Result<String> {
-    let bytes: Vec<u8> = data.iter().flat_map(|v| ((v.clamp(0.0, 1.0) * 65535.0).round() as u16).to_le_bytes()).collect();
+    let bytes: Vec<u8> = data.iter().flat_map(|&v| quantise(v).to_le_bytes()).collect();
     files::write_atomic(&volume_path(dir, id), |out| {
         use std::io::Write;
         out.write_all(&npy_header(size))?;
@@ -394,6 +424,14 @@ mod tests {
         let bytes = std::fs::read(&path).unwrap();
         std::fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
         assert!(Prepared::open(&path, [3, 4, 5]).is_err());
+    }
+
+    #[test]
+    fn a_threshold_goes_the_way_of_the_voxels() {
+        // -150 HU of -1000 ..= 1000.
+        assert!(stored(0.425) < 0.425, "{}", stored(0.425));
+        assert_eq!((stored(-1.0), stored(0.0), stored(1.0), stored(2.0)), (0.0, 0.0, 1.0, 1.0));
+        assert!((0..=u16::MAX).all(|q| stored(dequantise(q)) == dequantise(q)), "a stored value stays as it is");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use rand::seq::SliceRandom;
 
 use crate::config::{Config, Filter, Modality, Reference};
 use crate::data::cubes::Voxels;
+use crate::data::store::stored;
 use crate::error::{Error, Result};
 use crate::rng::{Key, Purpose};
 
@@ -68,10 +69,14 @@ pub struct Place {
 }
 
 impl Rules {
-    /// The rules of a configuration for scans of `modality`.
+    /// The rules of a configuration for prepared scans of `modality`.
+    ///
+    /// The tissue threshold is rounded as the voxels of a store are, so that a voxel of exactly
+    /// `discover.tissue_threshold` (-150 HU by default) is tissue.
     pub fn new(config: &Config, modality: Modality) -> Self {
         let d = &config.discover;
-        let lung = Tissue::Lung { threshold: d.tissue_threshold, fraction: decimal(d.tissue_fraction) };
+        let threshold = if (0.0..=1.0).contains(&d.tissue_threshold) { stored(d.tissue_threshold) } else { d.tissue_threshold };
+        let lung = Tissue::Lung { threshold, fraction: decimal(d.tissue_fraction) };
         let tissue = match (d.filter, modality) {
             (Filter::Lung, _) | (Filter::Auto, Modality::Ct) => lung,
             (Filter::Foreground, _) | (Filter::Auto, Modality::Mri) => Tissue::Foreground,

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{Config, Cube, Discover, Filter, Modality};
 use crate::data::cubes::{CropEntry, Voxels, cut};
 use crate::data::resize;
+use crate::data::store::Split;
 use crate::discover::coordinates::{Place, Rules, Tissue};
 use crate::discover::neighbours::{Ranking, clamp, train_list, validation_list};
 use crate::discover::windows::WindowRule;
@@ -20,16 +21,6 @@ use crate::rng::{Key, Purpose};
 use crate::train::loader::Samples;
 
 pub mod file;
-
-/// What a scan is used for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Split {
-    /// Learnt from.
-    Train,
-    /// Only measured on.
-    Validation,
-}
 
 /// How the crops came about.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -167,26 +158,7 @@ impl Manifest {
         let k = clamp(config.discover.neighbours, rows[0].len(), "train");
         let k_validation = clamp(config.discover.validation_neighbours, rows[1].len(), "validation");
 
-        let mut discover = config.discover.clone();
-        discover.filter = match Rules::new(config, modality).tissue {
-            Tissue::Lung { .. } => Filter::Lung,
-            Tissue::Foreground => Filter::Foreground,
-            Tissue::Any => Filter::None,
-        };
-        let header = Header {
-            format: file::FORMAT.to_owned(),
-            version: file::VERSION,
-            seed: config.seed,
-            store: store.to_owned(),
-            autoencoder: autoencoder.to_owned(),
-            modality,
-            grid,
-            classes: n,
-            cube: config.cube.clone(),
-            discover,
-            windows: WindowRule::new(config.cube.size),
-            resize: resize::RULE.to_owned(),
-        };
+        let header = Header::new(config, modality, grid, store, autoencoder);
         let to_positions = |list: Ranking, rows: &[u32]| -> Ranking { list.into_iter().map(|(row, d)| (rows[row as usize], d)).collect() };
         let classes = (0u32..)
             .zip(places)
@@ -337,6 +309,30 @@ impl Class {
 }
 
 impl Header {
+    /// The header of what `config` makes of a prepared set.
+    pub fn new(config: &Config, modality: Modality, grid: [usize; 3], store: &str, autoencoder: &str) -> Self {
+        let mut discover = config.discover.clone();
+        discover.filter = match Rules::new(config, modality).tissue {
+            Tissue::Lung { .. } => Filter::Lung,
+            Tissue::Foreground => Filter::Foreground,
+            Tissue::Any => Filter::None,
+        };
+        Self {
+            format: file::FORMAT.to_owned(),
+            version: file::VERSION,
+            seed: config.seed,
+            store: store.to_owned(),
+            autoencoder: autoencoder.to_owned(),
+            modality,
+            grid,
+            classes: config.model.classes,
+            cube: config.cube.clone(),
+            discover,
+            windows: WindowRule::new(config.cube.size),
+            resize: resize::RULE.to_owned(),
+        }
+    }
+
     /// How many resolutions a scan of `split` is cropped at.
     fn resolutions(&self, split: Split) -> u32 {
         if split == Split::Train && self.cube.multi_resolution { 3 } else { 1 }

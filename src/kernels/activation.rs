@@ -2,7 +2,7 @@
 
 use super::check::{Case, Outcome, Trial, compare, numbers};
 use super::elementwise::VECTORS_PER_GROUP;
-use super::rows::{bound_at_once, elem, element_parts, expect, vector_width, with_binding_limit};
+use super::rows::{Pretend, bound_at_once, elem, element_parts, expect, vector_width};
 use super::{Const, specialise};
 use crate::error::Result;
 use crate::gpu::{Context, Dispatch, Recorder, View};
@@ -86,7 +86,7 @@ pub fn reference_slope(function: Function, x: f64) -> f64 {
 fn check_forward(ctx: &Context, function: Function, x: &[f32], limit: u64) -> Result<Outcome> {
     let mut t = Trial::new(ctx);
     let (input, output) = (t.input(x)?, t.output(x.len())?);
-    t.run(|rec| with_binding_limit(rec, limit, |rec| forward(rec, function, input, output)))?;
+    t.run(|rec| Pretend::limit(ctx, limit).record(rec, |rec| forward(rec, function, input, output)))?;
     let want: Vec<f64> = x.iter().map(|&v| reference_value(function, f64::from(v))).collect();
     // exp on the device is good to a few units in the last place.
     compare(&t.read(output)?, &want, 2e-6)
@@ -97,7 +97,7 @@ fn check_backward(ctx: &Context, function: Function, n: usize, limit: u64) -> Re
     let y: Vec<f32> = x.iter().map(|&v| reference_value(function, f64::from(v)) as f32).collect();
     let mut t = Trial::new(ctx);
     let (output, d_output, d_input) = (t.input(&y)?, t.input(&r)?, t.output(n)?);
-    t.run(|rec| with_binding_limit(rec, limit, |rec| backward(rec, function, output, d_output, d_input)))?;
+    t.run(|rec| Pretend::limit(ctx, limit).record(rec, |rec| backward(rec, function, output, d_output, d_input)))?;
     let want: Vec<f64> = x.iter().zip(&r).map(|(&v, &r)| f64::from(r) * reference_slope(function, f64::from(v))).collect();
     compare(&t.read(d_input)?, &want, 4e-6)
 }

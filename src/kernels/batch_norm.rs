@@ -4,7 +4,7 @@
 //! Activations are `[batch, spatial, channels]`, vectors `[channels]`.
 
 use super::check::{Case, Outcome, Trial, compare, numbers};
-use super::rows::{Chunks, bound_at_once, elem, expect, row_chunks, row_parts, vector_width, with_binding_limit};
+use super::rows::{Chunks, KINDS, Pretend, bound_at_once, elem, expect, row_chunks, row_parts, successive, vector_width};
 use super::{Const, specialise};
 use crate::error::Result;
 use crate::gpu::{Context, Dispatch, Recorder, View};
@@ -46,7 +46,8 @@ const TURNS_MAP: usize = 8;
 struct Plan {
     geom: Geom,
     momentum: f32,
-    running: bool,
+    /// Constants of the kernel's text.
+    header: [(&'static str, Const); 3],
     width: usize,
     /// `(first row, rows)` of each part that can be bound at once.
     parts: Vec<(usize, usize)>,
@@ -55,7 +56,9 @@ struct Plan {
 impl Plan {
     fn new(rec: &Recorder<'_>, geom: &Geom, momentum: f32, running: bool) -> Result<Self> {
         let parts = row_parts(rec.caps, "batch_norm", geom.rows(), geom.channels)?;
-        Ok(Self { geom: *geom, momentum, running, width: vector_width(geom.channels), parts })
+        let width = vector_width(geom.channels);
+        let header = [elem(width), successive(rec.caps), ("RUNNING", Const::Bool(running))];
+        Ok(Self { geom: *geom, momentum, header, width, parts })
     }
 
     fn vectors(&self) -> usize {
@@ -68,7 +71,7 @@ impl Plan {
     }
 
     fn dispatch(&self, entry: &'static str, views: &[View], rows: usize, chunk: usize, first_partial: usize, partials: usize) -> Dispatch {
-        let source = specialise("batch_norm", &[elem(self.width), ("RUNNING", Const::Bool(self.running))], &[]);
+        let source = specialise("batch_norm", &self.header, &[]);
         let d = views.iter().fold(Dispatch::new("batch_norm", entry, source), |d, &v| d.bind(v));
         d.param("rows", rows)
             .param("vectors", self.vectors())
@@ -337,7 +340,7 @@ fn unpack(t: &Trial<'_>, whole: View, channels: usize) -> Result<Vec<Vec<f32>>> 
     Ok(all.chunks(channels.next_multiple_of(64)).map(|v| v[..channels].to_vec()).collect())
 }
 
-fn check_forward(ctx: &Context, g: &Geom, offset: f32, limit: u64) -> Result<Outcome> {
+fn check_forward(ctx: &Context, g: &Geom, offset: f32, adapter: Pretend) -> Result<Outcome> {
     let (i, momentum) = (Inputs::new(g, offset), 0.3f32);
     let mut t = Trial::new(ctx);
     let x = t.input(&i.x)?;
@@ -345,7 +348,7 @@ fn check_forward(ctx: &Context, g: &Geom, offset: f32, limit: u64) -> Result<Out
     let (buffers, running) = pack(&mut t, &[&i.mean, &i.var], g.channels)?;
     let (saved_mean, saved_inv_std, y) = (t.output(g.channels)?, t.output(g.channels)?, t.output(i.x.len())?);
     t.run(|rec| {
-        with_binding_limit(rec, limit, |rec| {
+        adapter.record(rec, |rec| {
             forward(rec, g, momentum, x, parameters[0], parameters[1], running[0], running[1], saved_mean, saved_inv_std, y)
         })
     })?;
@@ -371,17 +374,17 @@ fn check_forward(ctx: &Context, g: &Geom, offset: f32, limit: u64) -> Result<Out
     ])
 }
 
-fn check_forward_running(ctx: &Context, g: &Geom, limit: u64) -> Result<Outcome> {
+fn check_forward_running(ctx: &Context, g: &Geom, adapter: Pretend) -> Result<Outcome> {
     let i = Inputs::new(g, 0.0);
     let mut t = Trial::new(ctx);
     let (x, y) = (t.input(&i.x)?, t.output(i.x.len())?);
     let (_, v) = pack(&mut t, &[&i.gamma, &i.beta, &i.mean, &i.var], g.channels)?;
-    t.run(|rec| with_binding_limit(rec, limit, |rec| forward_running(rec, g, x, v[0], v[1], v[2], v[3], y)))?;
+    t.run(|rec| adapter.record(rec, |rec| forward_running(rec, g, x, v[0], v[1], v[2], v[3], y)))?;
     let want = reference_normalize(&wide(&i.x), &wide(&i.mean), &wide(&i.var), f64::from(g.eps), &wide(&i.gamma), &wide(&i.beta));
     compare(&t.read(y)?, &want, 1e-6)
 }
 
-fn check_backward(ctx: &Context, g: &Geom, fixed: bool, limit: u64) -> Result<Outcome> {
+fn check_backward(ctx: &Context, g: &Geom, fixed: bool, adapter: Pretend) -> Result<Outcome> {
     let i = Inputs::new(g, 0.5);
     let eps = f64::from(g.eps);
     let (mean, var) = if fixed { (wide(&i.mean), wide(&i.var)) } else { reference_statistics(&wide(&i.x), g.channels) };
@@ -394,7 +397,7 @@ fn check_backward(ctx: &Context, g: &Geom, fixed: bool, limit: u64) -> Result<Ou
     let empty = vec![f32::NAN; g.channels];
     let (gradients, d) = pack(&mut t, &[&empty, &empty], g.channels)?;
     t.run(|rec| {
-        with_binding_limit(rec, limit, |rec| {
+        adapter.record(rec, |rec| {
             let f = if fixed { backward_running } else { backward };
             f(rec, g, x, gamma, mean_view, spread_view, d_y, d_x, d[0], d[1])
         })
@@ -430,14 +433,17 @@ pub fn cases() -> Vec<Case> {
     let mut out = Vec::new();
     for (batch, spatial, channels, limit) in shapes {
         let g = Geom { batch, spatial, channels, eps: 1e-5 };
-        let what = format!("{batch}x{spatial}x{channels}{}", bound_at_once(limit));
-        for offset in [0.0, 100.0] {
-            let what = format!("{what}, mean {offset}");
-            out.push(Case::new("batch_norm", "forward", what, move |ctx| check_forward(ctx, &g, offset, limit)));
+        for kind in KINDS {
+            let adapter = Pretend { limit, kind };
+            let what = format!("{batch}x{spatial}x{channels} {kind:?}{}", bound_at_once(limit));
+            for offset in [0.0, 100.0] {
+                let what = format!("{what}, mean {offset}");
+                out.push(Case::new("batch_norm", "forward", what, move |ctx| check_forward(ctx, &g, offset, adapter)));
+            }
+            out.push(Case::new("batch_norm", "forward_running", what.clone(), move |ctx| check_forward_running(ctx, &g, adapter)));
+            out.push(Case::new("batch_norm", "backward", what.clone(), move |ctx| check_backward(ctx, &g, false, adapter)));
+            out.push(Case::new("batch_norm", "backward_running", what, move |ctx| check_backward(ctx, &g, true, adapter)));
         }
-        out.push(Case::new("batch_norm", "forward_running", what.clone(), move |ctx| check_forward_running(ctx, &g, limit)));
-        out.push(Case::new("batch_norm", "backward", what.clone(), move |ctx| check_backward(ctx, &g, false, limit)));
-        out.push(Case::new("batch_norm", "backward_running", what, move |ctx| check_backward(ctx, &g, true, limit)));
     }
     out
 }

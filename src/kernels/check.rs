@@ -69,16 +69,16 @@ impl Case {
 pub fn all_cases() -> Vec<Case> {
     let mut out = Vec::new();
     out.extend(super::activation::cases());
+    out.extend(super::batch_norm::cases());
     out.extend(super::conv3d::cases());
+    out.extend(super::elementwise::cases());
     out.extend(super::knn::cases());
     out.extend(super::loss::cases());
     out.extend(super::optimiser::cases());
-    out.extend(super::batch_norm::cases());
-    out.extend(super::elementwise::cases());
-    out.extend(super::transform::cases());
     out.extend(super::pool::cases());
     out.extend(super::prelu::cases());
     out.extend(super::reduce::cases());
+    out.extend(super::transform::cases());
     out.extend(super::upsample::cases());
     out
 }

@@ -1,7 +1,7 @@
 //! Sum of two tensors, product with a number, and filling with a number.
 
 use super::check::{Case, Outcome, Trial, compare, numbers};
-use super::rows::{bound_at_once, elem, element_parts, expect, vector_width, with_binding_limit};
+use super::rows::{Pretend, bound_at_once, elem, element_parts, expect, vector_width};
 use super::specialise;
 use crate::error::Result;
 use crate::gpu::{Context, Dispatch, Recorder, View};
@@ -59,7 +59,7 @@ fn check(ctx: &Context, variant: &str, n: usize, limit: u64) -> Result<Outcome> 
     let mut t = Trial::new(ctx);
     let (va, vb, out) = (t.input(&a)?, t.input(&b)?, t.output(n)?);
     t.run(|rec| {
-        with_binding_limit(rec, limit, |rec| match variant {
+        Pretend::limit(ctx, limit).record(rec, |rec| match variant {
             "add" => add(rec, va, vb, out),
             "scale" => scale(rec, va, -0.3, out),
             _ => fill(rec, 7.25, out),

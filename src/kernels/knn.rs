@@ -84,10 +84,18 @@ pub fn distances(rec: &mut Recorder<'_>, rows: usize, cols: usize, width: usize,
 }
 
 const EACH: &str = "
+fn range_each(v: f32, bound: u32) { range_one(vec2<u32>(bitcast<u32>(v), 0u), bound); }
 fn count_each(v: f32, index: u32, bound: u32) { count_one(vec2<u32>(bitcast<u32>(v), index), bound); }
 fn gather_each(v: f32, index: u32, bound: u32) { gather_one(vec2<u32>(bitcast<u32>(v), index), bound); }
 ";
 const EACH_4: &str = "
+fn range_each(v: vec4<f32>, bound: u32) {
+    let w = bitcast<vec4<u32>>(v);
+    range_one(vec2<u32>(w.x, 0u), bound);
+    range_one(vec2<u32>(w.y, 0u), bound);
+    range_one(vec2<u32>(w.z, 0u), bound);
+    range_one(vec2<u32>(w.w, 0u), bound);
+}
 fn count_each(v: vec4<f32>, index: u32, bound: u32) {
     let w = bitcast<vec4<u32>>(v);
     count_one(vec2<u32>(w.x, index), bound);
@@ -135,7 +143,9 @@ pub fn select(
     let keep = k.min(filled + cols);
     // A little room above `keep` saves the digits that would only separate the last few.
     let size = (keep + keep / 4).max(32).next_power_of_two().min(MAX_K);
-    let header = [vector(quadruples).0, ("STEP", Const::U32(step))];
+    // A subgroup of eight on a processor gains nothing from company and pays for every barrier.
+    let lanes = if rec.caps.subgroup8() { 8 } else { 64 };
+    let header = [vector(quadruples).0, ("STEP", Const::U32(step)), ("LANES", Const::U32(lanes))];
     let source = specialise("knn_select", &header, &[("each", if quadruples { EACH_4 } else { EACH })]);
     let d = Dispatch::new("knn_select", "forward", source).bind(distances).bind(best_distance).bind(best_index);
     let d = d.param("rows", rows).param("width", cols / step).param("first", first).param("k", k).param("filled", filled);

@@ -121,7 +121,7 @@ pub fn specialise(name: &str, header: &[(&str, Const)], blocks: &[(&str, &str)])
 /// `elements` lists the elements per sample of every tensor that is sliced.
 ///
 /// # Errors
-/// [`Error::ExceedsLimit`] when not even one sample fits.
+/// [`crate::error::Error::ExceedsLimit`] when not even one sample fits.
 pub fn batch_parts(
     caps: &crate::gpu::Caps,
     op: &'static str,

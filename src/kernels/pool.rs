@@ -2,7 +2,7 @@
 
 use super::check::{Case, Outcome, Trial, compare, numbers};
 use super::reduce::{segment_spread, segment_sum};
-use super::rows::{bound_at_once, elem, expect, index, vector_width, with_binding_limit};
+use super::rows::{Pretend, bound_at_once, elem, expect, index, vector_width};
 use super::{batch_parts, specialise};
 use crate::error::{Error, Result};
 use crate::gpu::{Context, Dispatch, Recorder, View};
@@ -281,7 +281,7 @@ fn check_max_forward(ctx: &Context, g: &Geom, x: &[f32], limit: u64) -> Result<O
     let mut t = Trial::new(ctx);
     let n = g.batch * g.out_sample();
     let (vx, y, index) = (t.input(x)?, t.output(n)?, t.output(n)?);
-    t.run(|rec| with_binding_limit(rec, limit, |rec| max_forward(rec, g, vx, y, index)))?;
+    t.run(|rec| Pretend::limit(ctx, limit).record(rec, |rec| max_forward(rec, g, vx, y, index)))?;
     let (want, want_index) = reference_max(g, &wide(x));
     Ok(same(&t.read(y)?, &want, &t.read(index)?, &want_index))
 }
@@ -304,7 +304,7 @@ fn check_max_backward(ctx: &Context, g: &Geom, limit: u64) -> Result<Outcome> {
     let d_y = numbers(2, index.len(), 1.0);
     let mut t = Trial::new(ctx);
     let (vi, vd, d_x) = (t.input(&index)?, t.input(&d_y)?, t.output(x.len())?);
-    t.run(|rec| with_binding_limit(rec, limit, |rec| max_backward(rec, g, vi, vd, d_x)))?;
+    t.run(|rec| Pretend::limit(ctx, limit).record(rec, |rec| max_backward(rec, g, vi, vd, d_x)))?;
     // Sums of at most a window's number of terms.
     compare(&t.read(d_x)?, &reference_max_backward(g, &index, &wide(&d_y)), 1e-6)
 }
@@ -313,7 +313,7 @@ fn check_avg_forward(ctx: &Context, g: &Geom, limit: u64) -> Result<Outcome> {
     let x = numbers(1, g.batch * g.in_sample(), 1.0);
     let mut t = Trial::new(ctx);
     let (vx, y) = (t.input(&x)?, t.output(g.batch * g.out_sample())?);
-    t.run(|rec| with_binding_limit(rec, limit, |rec| avg_forward(rec, g, vx, y)))?;
+    t.run(|rec| Pretend::limit(ctx, limit).record(rec, |rec| avg_forward(rec, g, vx, y)))?;
     compare(&t.read(y)?, &reference_avg(g, &wide(&x)), 2e-6)
 }
 
@@ -321,7 +321,7 @@ fn check_avg_backward(ctx: &Context, g: &Geom, limit: u64) -> Result<Outcome> {
     let d_y = numbers(1, g.batch * g.out_sample(), 1.0);
     let mut t = Trial::new(ctx);
     let (vd, d_x) = (t.input(&d_y)?, t.output(g.batch * g.in_sample())?);
-    t.run(|rec| with_binding_limit(rec, limit, |rec| avg_backward(rec, g, vd, d_x)))?;
+    t.run(|rec| Pretend::limit(ctx, limit).record(rec, |rec| avg_backward(rec, g, vd, d_x)))?;
     compare(&t.read(d_x)?, &reference_avg_backward(g, &wide(&d_y)), 2e-6)
 }
 

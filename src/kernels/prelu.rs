@@ -2,10 +2,10 @@
 
 use super::check::{Case, Outcome, Trial, compare, numbers};
 use super::reduce::channel_sum;
-use super::rows::{Chunks, bound_at_once, elem, expect, row_chunks, row_parts, rows_of, vector_width, with_binding_limit};
+use super::rows::{Chunks, KINDS, Pretend, bound_at_once, elem, expect, row_chunks, row_parts, rows_of, successive, vector_width};
 use super::specialise;
 use crate::error::Result;
-use crate::gpu::{Context, Dispatch, Recorder, View};
+use crate::gpu::{Caps, Context, Dispatch, Recorder, View};
 
 /// Most chunks of one part in the gradient of the slopes.
 const MOST_CHUNKS: usize = 1024;
@@ -14,9 +14,9 @@ const TURNS_BACKWARD: usize = 16;
 /// Rows that an invocation takes in the forward pass.
 const TURNS_FORWARD: usize = 8;
 
-fn dispatch(entry: &'static str, channels: usize, views: &[View], rows: usize, cut: Chunks, first_partial: usize) -> Dispatch {
+fn dispatch(caps: &Caps, entry: &'static str, channels: usize, views: &[View], rows: usize, cut: Chunks, first_partial: usize) -> Dispatch {
     let width = vector_width(channels);
-    let d = Dispatch::new("prelu", entry, specialise("prelu", &[elem(width)], &[]));
+    let d = Dispatch::new("prelu", entry, specialise("prelu", &[elem(width), successive(caps)], &[]));
     let d = views.iter().fold(d, |d, &v| d.bind(v));
     d.param("rows", rows)
         .param("vectors", channels / width)
@@ -37,7 +37,7 @@ pub fn forward(rec: &mut Recorder<'_>, channels: usize, x: View, slope: View, y:
     for (first, n) in row_parts(rec.caps, "prelu", rows, channels)? {
         let part = |v: View| v.slice(first * channels, n * channels);
         let cut = row_chunks(n, channels / vector_width(channels), TURNS_FORWARD, usize::MAX);
-        rec.push(dispatch("forward", channels, &[part(x), slope, part(y)], n, cut, 0));
+        rec.push(dispatch(rec.caps, "forward", channels, &[part(x), slope, part(y)], n, cut, 0));
     }
     Ok(())
 }
@@ -61,7 +61,7 @@ pub fn backward(rec: &mut Recorder<'_>, channels: usize, x: View, slope: View, d
     let mut first_partial = 0;
     for (first, n, cut) in parts {
         let part = |v: View| v.slice(first * channels, n * channels);
-        rec.push(dispatch("backward", channels, &[part(x), slope, part(d_y), part(d_x), partials], n, cut, first_partial));
+        rec.push(dispatch(rec.caps, "backward", channels, &[part(x), slope, part(d_y), part(d_x), partials], n, cut, first_partial));
         first_partial += cut.count;
     }
     if count > 1 {
@@ -91,21 +91,21 @@ fn wide(v: &[f32]) -> Vec<f64> {
     v.iter().map(|&v| f64::from(v)).collect()
 }
 
-fn check_forward(ctx: &Context, rows: usize, channels: usize, limit: u64) -> Result<Outcome> {
+fn check_forward(ctx: &Context, rows: usize, channels: usize, adapter: Pretend) -> Result<Outcome> {
     let (x, a) = (numbers(1, rows * channels, 2.0), numbers(2, channels, 1.0));
     let mut t = Trial::new(ctx);
     let (vx, slope, y) = (t.input(&x)?, t.input(&a)?, t.output(x.len())?);
-    t.run(|rec| with_binding_limit(rec, limit, |rec| forward(rec, channels, vx, slope, y)))?;
+    t.run(|rec| adapter.record(rec, |rec| forward(rec, channels, vx, slope, y)))?;
     // One rounding.
     compare(&t.read(y)?, &reference_forward(&wide(&x), &wide(&a)), 1e-7)
 }
 
-fn check_backward(ctx: &Context, rows: usize, channels: usize, limit: u64) -> Result<Outcome> {
+fn check_backward(ctx: &Context, rows: usize, channels: usize, adapter: Pretend) -> Result<Outcome> {
     let (x, a, r) = (numbers(1, rows * channels, 2.0), numbers(2, channels, 1.0), numbers(3, rows * channels, 1.0));
     let mut t = Trial::new(ctx);
     let (vx, slope, d_y) = (t.input(&x)?, t.input(&a)?, t.input(&r)?);
     let (d_x, d_slope) = (t.output(x.len())?, t.output(channels)?);
-    t.run(|rec| with_binding_limit(rec, limit, |rec| backward(rec, channels, vx, slope, d_y, d_x, d_slope)))?;
+    t.run(|rec| adapter.record(rec, |rec| backward(rec, channels, vx, slope, d_y, d_x, d_slope)))?;
     let (want_x, want_slope) = reference_backward(&wide(&x), &wide(&a), &wide(&r));
     let outcome = compare(&t.read(d_x)?, &want_x, 1e-7)?;
     if !outcome.passed() {
@@ -137,9 +137,12 @@ pub fn cases() -> Vec<Case> {
     ];
     let mut out = Vec::new();
     for (rows, channels, limit) in shapes {
-        let what = format!("{rows}x{channels}{}", bound_at_once(limit));
-        out.push(Case::new("prelu", "forward", what.clone(), move |ctx| check_forward(ctx, rows, channels, limit)));
-        out.push(Case::new("prelu", "backward", what, move |ctx| check_backward(ctx, rows, channels, limit)));
+        for kind in KINDS {
+            let adapter = Pretend { limit, kind };
+            let what = format!("{rows}x{channels} {kind:?}{}", bound_at_once(limit));
+            out.push(Case::new("prelu", "forward", what.clone(), move |ctx| check_forward(ctx, rows, channels, adapter)));
+            out.push(Case::new("prelu", "backward", what, move |ctx| check_backward(ctx, rows, channels, adapter)));
+        }
     }
     out
 }

@@ -1,10 +1,10 @@
 //! Sums and means over rows (bias gradients, means of losses, global pooling) and their derivatives.
 
 use super::check::{Case, Outcome, Trial, compare, numbers};
-use super::rows::{bound_at_once, elem, expect, row_chunks, row_parts, vector_width, with_binding_limit};
+use super::rows::{KINDS, Pretend, bound_at_once, elem, expect, row_chunks, row_parts, successive, vector_width};
 use super::{batch_parts, specialise};
 use crate::error::Result;
-use crate::gpu::{Context, Dispatch, Recorder, View};
+use crate::gpu::{Caps, Context, Dispatch, Recorder, View};
 
 /// Most chunks of one pass: enough workgroups to fill a large GPU, few enough for one to add them up.
 const MOST_CHUNKS: usize = 512;
@@ -23,11 +23,21 @@ struct Blocks {
 
 impl Blocks {
     #[expect(clippy::too_many_arguments, reason = "private, and all of them differ between its callers")]
-    fn dispatch(self, entry: &'static str, x: View, output: View, turns: usize, most: usize, first: usize, factor: f32) -> Dispatch {
+    fn dispatch(
+        self,
+        caps: &Caps,
+        entry: &'static str,
+        x: View,
+        output: View,
+        turns: usize,
+        most: usize,
+        first: usize,
+        factor: f32,
+    ) -> Dispatch {
         let width = vector_width(self.channels);
         let vectors = self.channels / width;
         let cut = row_chunks(self.rows, vectors, turns, most);
-        Dispatch::new("reduce", entry, specialise("reduce", &[elem(width)], &[]))
+        Dispatch::new("reduce", entry, specialise("reduce", &[elem(width), successive(caps)], &[]))
             .bind(x)
             .bind(output)
             .param("segments", self.segments)
@@ -90,12 +100,12 @@ pub(super) fn segment_sum(
     let partials = if whole { out } else { rec.scratch(partial_rows * joined * channels) };
     let mut first = 0;
     for (view, blocks) in &parts {
-        rec.push(blocks.dispatch("sum", *view, partials, TURNS_SUM, most, first, if whole { factor } else { 1.0 }));
+        rec.push(blocks.dispatch(rec.caps, "sum", *view, partials, TURNS_SUM, most, first, if whole { factor } else { 1.0 }));
         first += blocks.segments * blocks.chunks(most);
     }
     if !whole {
         let blocks = Blocks { segments, rows: partial_rows * joined / segments, channels };
-        rec.push(blocks.dispatch("sum", partials, out, TURNS_SUM, 1, 0, factor));
+        rec.push(blocks.dispatch(rec.caps, "sum", partials, out, TURNS_SUM, 1, 0, factor));
     }
     Ok(())
 }
@@ -119,7 +129,7 @@ pub(super) fn segment_spread(
     expect(op, &[("out", out, segments * sample), ("x", x, segments * channels)])?;
     for (first, n) in batch_parts(rec.caps, op, segments, &[sample], sample as u64)? {
         let blocks = Blocks { segments: n, rows, channels };
-        rec.push(blocks.dispatch("spread", x, out.slice(first * sample, n * sample), TURNS_SPREAD, usize::MAX, first, factor));
+        rec.push(blocks.dispatch(rec.caps, "spread", x, out.slice(first * sample, n * sample), TURNS_SPREAD, usize::MAX, first, factor));
     }
     Ok(())
 }
@@ -162,12 +172,12 @@ pub fn reference_segment_sum(x: &[f64], segments: usize, rows: usize, channels: 
     out
 }
 
-fn check_sum(ctx: &Context, [segments, rows, channels]: [usize; 3], limit: u64) -> Result<Outcome> {
+fn check_sum(ctx: &Context, [segments, rows, channels]: [usize; 3], adapter: Pretend) -> Result<Outcome> {
     let x: Vec<f32> = numbers(1, segments * rows * channels, 1.0).iter().map(|v| v + 0.1).collect();
     let mut t = Trial::new(ctx);
     let (input, out) = (t.input(&x)?, t.output(segments * channels)?);
     t.run(|rec| {
-        with_binding_limit(rec, limit, |rec| match (segments, channels) {
+        adapter.record(rec, |rec| match (segments, channels) {
             (1, 1) => mean(rec, input, out),
             (1, _) => channel_sum(rec, rows, channels, input, out),
             _ => segment_sum(rec, "check", segments, rows, channels, 0.5, input, out),
@@ -183,12 +193,12 @@ fn check_sum(ctx: &Context, [segments, rows, channels]: [usize; 3], limit: u64) 
     compare(&t.read(out)?, &reference_segment_sum(&x, segments, rows, channels, factor), 3e-6)
 }
 
-fn check_spread(ctx: &Context, [segments, rows, channels]: [usize; 3], limit: u64) -> Result<Outcome> {
+fn check_spread(ctx: &Context, [segments, rows, channels]: [usize; 3], adapter: Pretend) -> Result<Outcome> {
     let d = numbers(1, segments * channels, 1.0);
     let mut t = Trial::new(ctx);
     let (d_out, d_x) = (t.input(&d)?, t.output(segments * rows * channels)?);
     t.run(|rec| {
-        with_binding_limit(rec, limit, |rec| match (segments, channels) {
+        adapter.record(rec, |rec| match (segments, channels) {
             (1, 1) => mean_backward(rec, rows, d_out, d_x),
             _ => segment_spread(rec, "check", segments, rows, channels, 1.0 / rows as f32, d_out, d_x),
         })
@@ -230,10 +240,13 @@ pub fn cases() -> Vec<Case> {
     ];
     let mut out = Vec::new();
     for (shape, limit) in shapes {
-        let what = format!("{shape:?}{}", bound_at_once(limit));
-        out.push(Case::new("reduce", "sum", what.clone(), move |ctx| check_sum(ctx, shape, limit)));
-        if limit == whole || shape[0] > 1 {
-            out.push(Case::new("reduce", "spread", what, move |ctx| check_spread(ctx, shape, limit)));
+        for kind in KINDS {
+            let adapter = Pretend { limit, kind };
+            let what = format!("{shape:?} {kind:?}{}", bound_at_once(limit));
+            out.push(Case::new("reduce", "sum", what.clone(), move |ctx| check_sum(ctx, shape, adapter)));
+            if limit == whole || shape[0] > 1 {
+                out.push(Case::new("reduce", "spread", what, move |ctx| check_spread(ctx, shape, adapter)));
+            }
         }
     }
     out

@@ -3,7 +3,7 @@
 
 use super::{Const, batch_parts};
 use crate::error::{Error, Result};
-use crate::gpu::{Caps, View};
+use crate::gpu::{Caps, Context, Kind, Recorder, View};
 
 /// Invocations of a workgroup of `shaders/common/rows.wgsl`.
 const LANES: usize = 256;
@@ -21,6 +21,11 @@ pub(super) fn elem(width: usize) -> (&'static str, Const) {
 /// The header line that makes `Index` a vector of `width` unsigned numbers.
 pub(super) fn index(width: usize) -> (&'static str, Const) {
     ("Index", Const::Type(if width == 4 { "vec4<u32>" } else { "u32" }))
+}
+
+/// The header line that `shaders/common/rows.wgsl` expects.
+pub(super) fn successive(caps: &Caps) -> (&'static str, Const) {
+    ("SUCCESSIVE", Const::Bool(caps.kind == Kind::Cpu))
 }
 
 /// Rows cut into chunks, one workgroup for each chunk and block of channel vectors.
@@ -83,28 +88,44 @@ pub(super) fn rows_of(op: &'static str, name: &str, view: View, channels: usize)
     Ok(n / channels)
 }
 
-/// Records with `record` as if the adapter could bind at most `bytes` at once, so that a case
-/// sees an operation in parts without needing gigabytes.
-///
-/// # Errors
-/// What `record` reports.
-pub(super) fn with_binding_limit(
-    rec: &mut crate::gpu::Recorder<'_>,
-    bytes: u64,
-    record: impl FnOnce(&mut crate::gpu::Recorder<'_>) -> Result<()>,
-) -> Result<()> {
-    let caps = Caps { max_binding: bytes, ..rec.caps.clone() };
-    let mut small = crate::gpu::Recorder::new(&caps);
-    record(&mut small)?;
-    if let Some(d) = small.dispatches.iter().find(|d| d.bindings.iter().any(|b| b.len > bytes)) {
-        return Err(Error::Gpu(format!("{} binds more than {bytes} bytes", d.label)));
-    }
-    rec.dispatches = small.dispatches;
-    rec.scratch = small.scratch;
-    Ok(())
+/// An adapter that a case pretends to have.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pretend {
+    /// Most bytes bound at once, so that an operation is seen in parts without needing gigabytes.
+    pub(super) limit: u64,
+    /// Kind, where kernels have variants for kinds.
+    pub(super) kind: Kind,
 }
 
-/// The part of a case's name that tells the limit of [`with_binding_limit`], if there is one.
+/// Both kinds for which kernels over rows have variants.
+pub(super) const KINDS: [Kind; 2] = [Kind::Cpu, Kind::Discrete];
+
+impl Pretend {
+    /// The real adapter but for a limit.
+    pub(super) fn limit(ctx: &Context, limit: u64) -> Self {
+        Self { limit, kind: ctx.caps().kind }
+    }
+
+    /// Records with `record` as if on this adapter, with a few workgroups too many.
+    ///
+    /// # Errors
+    /// What `record` reports.
+    pub(super) fn record(self, rec: &mut Recorder<'_>, record: impl FnOnce(&mut Recorder<'_>) -> Result<()>) -> Result<()> {
+        let caps = Caps { max_binding: self.limit.min(rec.caps.max_binding), kind: self.kind, ..rec.caps.clone() };
+        let mut own = Recorder::new(&caps);
+        record(&mut own)?;
+        if let Some(d) = own.dispatches.iter().find(|d| d.bindings.iter().any(|b| b.len > caps.max_binding)) {
+            return Err(Error::Gpu(format!("{} binds more than {} bytes", d.label, caps.max_binding)));
+        }
+        rec.dispatches = own.dispatches;
+        // Folded grids have surplus workgroups; they must do nothing on any shape.
+        rec.dispatches.iter_mut().for_each(|d| d.groups += 3);
+        rec.scratch = own.scratch;
+        Ok(())
+    }
+}
+
+/// The part of a case's name that tells its limit, if there is one.
 pub(super) fn bound_at_once(limit: u64) -> String {
     if limit == u64::MAX { String::new() } else { format!(", at most {limit} bytes bound at once") }
 }

@@ -1,7 +1,7 @@
 //! Nearest and trilinear resampling of `[N, D, H, W, C]` to any size, up or down.
 
 use super::check::{Case, Outcome, Trial, compare, numbers};
-use super::rows::{bound_at_once, elem, expect, vector_width, with_binding_limit};
+use super::rows::{Pretend, bound_at_once, elem, expect, vector_width};
 use super::{batch_parts, specialise};
 use crate::error::{Error, Result};
 use crate::gpu::{Context, Dispatch, Recorder, View};
@@ -169,7 +169,7 @@ fn check(ctx: &Context, g: &Geom, mode: Mode, backward: bool, limit: u64) -> Res
         (Mode::Trilinear, false) => trilinear_forward,
         (Mode::Trilinear, true) => trilinear_backward,
     };
-    t.run(|rec| with_binding_limit(rec, limit, |rec| record(rec, g, input, output)))?;
+    t.run(|rec| Pretend::limit(ctx, limit).record(rec, |rec| record(rec, g, input, output)))?;
     let data: Vec<f64> = data.into_iter().map(f64::from).collect();
     let want = if backward { reference_backward(g, mode, &data) } else { reference_forward(g, mode, &data) };
     // Weights are exact to one rounding; sums are over the few outputs that read an input.

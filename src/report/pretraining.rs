@@ -17,7 +17,8 @@ const AUTOENCODER: &str = "autoencoder";
 /// The page about the pretraining run in `run_dir`, to be written as its `report.html`; more sections may be added before.
 ///
 /// Used as far as they are there: `summary.json` (an object of label and number or text, or of label and
-/// `{"value", "note"}`), `config.toml`, `environment.json`, `metrics.jsonl` and `previews/*.png`. A file that
+/// `{"value", "note"}`), `config.toml`, `environment.json`, `metrics.jsonl` (also of the autoencoder in
+/// `discover/autoencoder`) and `previews/*.png`. A file that
 /// cannot be used is named on the page.
 ///
 /// # Errors
@@ -30,15 +31,16 @@ pub fn pretraining_report(run_dir: &Path, title: &str) -> Result<Report> {
     let config_text = read_text(&run_dir.join("config.toml"), &mut problems);
     let environment = read_text(&run_dir.join("environment.json"), &mut problems);
     let summary = read_text(&run_dir.join("summary.json"), &mut problems);
-    let metrics = run_dir.join("metrics.jsonl");
-    let records = if metrics.exists() {
-        log::read(&metrics).unwrap_or_else(|e| {
-            problems.push(e.to_string());
-            Vec::new()
-        })
-    } else {
-        Vec::new()
-    };
+    let mut records = Vec::new();
+    // The autoencoder is trained in a folder of its own.
+    for metrics in [run_dir.join("discover/autoencoder/metrics.jsonl"), run_dir.join("metrics.jsonl")] {
+        if metrics.exists() {
+            match log::read(&metrics) {
+                Ok(found) => records.extend(found),
+                Err(e) => problems.push(e.to_string()),
+            }
+        }
+    }
     let config: Table = config_text.as_deref().and_then(|t| t.parse().ok()).unwrap_or_default();
     let previews = Previews::find(&run_dir.join("previews"));
 

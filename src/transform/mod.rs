@@ -10,7 +10,7 @@ mod tests;
 
 use crate::config::{FlipAxes, Preset};
 use crate::error::{Error, Result};
-use crate::gpu::{Buffer, BufferId, Context, Program, Recorder, View};
+use crate::gpu::{Buffer, BufferId, Caps, Context, Dispatch, Program, Recorder, View};
 use crate::kernels::transform::{Geometry, Sample, distort, elastic, flip};
 
 use draw::Rules;
@@ -35,6 +35,34 @@ pub struct Augment {
     plain: Program,
     /// Keeps what the programs work in.
     _scratch: Vec<Buffer>,
+}
+
+/// What a preset becomes on an adapter.
+struct Recorded {
+    plain: Vec<Dispatch>,
+    distorted: Vec<Dispatch>,
+    scratch: Vec<u64>,
+}
+
+impl Recorded {
+    fn new(caps: &Caps, rules: &Rules, geometry: &Geometry) -> Result<Self> {
+        let values = geometry.batch() * geometry.voxels();
+        let mut rec = Recorder::new(caps);
+        let parameters = View::whole(SAMPLES, geometry.batch() * Sample::WORDS);
+        let [from, to, kept] = [CROPS, INPUT, TARGET].map(|b| View::whole(b, values));
+        flip(&mut rec, geometry, parameters, from, kept)?;
+        flip(&mut rec, geometry, parameters, from, to)?;
+        let plain = rec.dispatches.split_off(0);
+
+        flip(&mut rec, geometry, parameters, from, kept)?;
+        let mut image = kept;
+        if let Some(alpha) = rules.elastic {
+            image = rec.scratch(values);
+            elastic(&mut rec, geometry, alpha, parameters, kept, image)?;
+        }
+        distort(&mut rec, geometry, rules.windows as usize, parameters, image, to)?;
+        Ok(Self { plain, distorted: rec.dispatches, scratch: rec.scratch })
+    }
 }
 
 impl Augment {
@@ -70,22 +98,8 @@ impl Augment {
         let crops = ctx.buffer("semgen.transform.crops", bytes)?;
         let samples = ctx.buffer("semgen.transform.samples", (batch * size_of::<Sample>()) as u64)?;
 
-        let mut rec = Recorder::new(ctx.caps());
-        let parameters = View::whole(SAMPLES, batch * Sample::WORDS);
-        let [from, to, kept] = [CROPS, INPUT, TARGET].map(|b| View::whole(b, values));
-        flip(&mut rec, &geometry, parameters, from, kept)?;
-        flip(&mut rec, &geometry, parameters, from, to)?;
-        let plain = rec.dispatches.split_off(0);
-
-        flip(&mut rec, &geometry, parameters, from, kept)?;
-        let mut image = kept;
-        if let Some(alpha) = rules.elastic {
-            image = rec.scratch(values);
-            elastic(&mut rec, &geometry, alpha, parameters, kept, image)?;
-        }
-        distort(&mut rec, &geometry, rules.windows as usize, parameters, image, to)?;
-
-        let scratch = rec.scratch.iter().map(|&b| ctx.buffer("semgen.transform.scratch", b)).collect::<Result<Vec<_>>>()?;
+        let Recorded { plain, distorted, scratch } = Recorded::new(ctx.caps(), &rules, &geometry)?;
+        let scratch = scratch.iter().map(|&b| ctx.buffer("semgen.transform.scratch", b)).collect::<Result<Vec<_>>>()?;
         let lookup = |id: BufferId| match (id, id.as_scratch()) {
             (_, Some(k)) => &scratch[k],
             (CROPS, _) => &crops,
@@ -93,9 +107,20 @@ impl Augment {
             (INPUT, _) => input,
             _ => target,
         };
-        let distorted = Program::new(ctx, &rec.dispatches, lookup)?;
+        let distorted = Program::new(ctx, &distorted, lookup)?;
         let plain = Program::new(ctx, &plain, lookup)?;
         Ok(Self { rules, geometry, seed, crops, samples, distorted, plain, _scratch: scratch })
+    }
+
+    /// Bytes of device memory that [`Augment::new`] takes with these arguments.
+    ///
+    /// # Errors
+    /// As [`Augment::new`] for the shape and the limits.
+    pub fn device_bytes(caps: &Caps, preset: Preset, flip_axes: FlipAxes, batch: usize, size: [usize; 3]) -> Result<u64> {
+        let geometry = Geometry::new(batch, size)?;
+        let recorded = Recorded::new(caps, &Rules::new(preset, flip_axes, size), &geometry)?;
+        let crops = (batch * geometry.voxels()) as u64 * 4;
+        Ok(crops + (batch * size_of::<Sample>()) as u64 + recorded.scratch.iter().sum::<u64>())
     }
 
     /// What [`Augment::apply`] does to crop `sample`.

@@ -1,6 +1,8 @@
 //! Integration tests: kernels, gradients, parity, files and the program itself.
 
+mod cli;
 mod data;
+mod discover;
 mod gradients;
 mod harness;
 mod interpreter;

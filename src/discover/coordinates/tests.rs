@@ -53,11 +53,27 @@ fn images_have_one_slice() {
 #[test]
 fn the_filter_follows_the_modality() {
     let mut c = Config::default();
-    assert_eq!(Rules::new(&c, Modality::Ct).tissue, Tissue::Lung { threshold: 0.425, fraction: 0.15 });
+    assert_eq!(Rules::new(&c, Modality::Ct).tissue, Tissue::Lung { threshold: 27852.0 / 65535.0, fraction: 0.15 });
     assert_eq!(Rules::new(&c, Modality::Mri).tissue, Tissue::Foreground);
     assert_eq!(Rules::new(&c, Modality::Window).tissue, Tissue::Any);
     c.discover.filter = Filter::None;
     assert_eq!(Rules::new(&c, Modality::Ct).tissue, Tissue::Any);
+}
+
+/// 0.425 is no multiple of 1/65535: in a store such a voxel is 0.424994, and tissue nevertheless.
+#[test]
+fn a_stored_voxel_of_exactly_the_threshold_is_tissue() {
+    let r = Rules { crop: [4; 3], ..Rules::new(&Config::default(), Modality::Ct) };
+    let tissue = Dense::from_fn([5; 3], |_, _, _| stored(0.425));
+    assert!(stored(0.425) < 0.425);
+    assert_eq!(r.judge(&tissue, [0; 3]), None);
+    let below = Dense::from_fn([5; 3], |_, _, _| 27_851.0 / 65_535.0);
+    assert_eq!(r.judge(&below, [0; 3]), Some(0.0));
+    // A threshold beyond all values stays beyond them.
+    let mut c = Config::default();
+    c.discover.tissue_threshold = 1.5;
+    let r = Rules { crop: [4; 3], ..Rules::new(&c, Modality::Ct) };
+    assert_eq!(r.judge(&Dense::from_fn([5; 3], |_, _, _| 1.0), [0; 3]), Some(0.0));
 }
 
 /// The form in which the score was published: three slices, index of the first tissue.

@@ -11,7 +11,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::data::resize;
-use crate::discover::manifest::{Class, Crop, Header, Manifest, Scan, Split};
+use crate::data::store::Split;
+use crate::discover::manifest::{Class, Crop, Header, Manifest, Scan};
 use crate::discover::neighbours::Ranking;
 use crate::discover::windows::{WindowRule, window_size};
 use crate::error::{Error, Result};
@@ -57,18 +58,30 @@ impl Manifest {
     /// # Errors
     /// An [`Error::Io`] naming `path`.
     pub fn save(&self, path: &Path) -> Result<()> {
+        files::write_atomic(path, |out| self.write(out))
+    }
+
+    /// SHA-256 of the file that [`Manifest::save`] writes, in hexadecimal.
+    ///
+    /// # Panics
+    /// Never: writing to memory cannot fail.
+    pub fn hash(&self) -> String {
+        let mut bytes = Vec::new();
+        self.write(&mut bytes).expect("writing to memory cannot fail");
+        files::sha256_hex(&bytes)
+    }
+
+    fn write(&self, out: &mut impl Write) -> std::io::Result<()> {
         let (train, validation) = self.crops.split_at(self.train as usize);
-        files::write_atomic(path, |out| {
-            write!(out, "{{\n\"header\": ")?;
-            serde_json::to_writer(&mut *out, &self.header)?;
-            lines(out, "scans", self.scans.iter())?;
-            lines(out, "classes", self.classes.iter())?;
-            write!(out, ",\n\"columns\": ")?;
-            serde_json::to_writer(&mut *out, &COLUMNS)?;
-            lines(out, "train", train.iter().map(row))?;
-            lines(out, "validation", validation.iter().map(row))?;
-            writeln!(out, "\n}}")
-        })
+        write!(out, "{{\n\"header\": ")?;
+        serde_json::to_writer(&mut *out, &self.header)?;
+        lines(out, "scans", self.scans.iter())?;
+        lines(out, "classes", self.classes.iter())?;
+        write!(out, ",\n\"columns\": ")?;
+        serde_json::to_writer(&mut *out, &COLUMNS)?;
+        lines(out, "train", train.iter().map(row))?;
+        lines(out, "validation", validation.iter().map(row))?;
+        writeln!(out, "\n}}")
     }
 
     /// Reads a manifest back exactly as it was saved.

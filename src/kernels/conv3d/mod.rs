@@ -47,7 +47,7 @@ pub struct Source {
 pub enum Variant {
     /// One element an invocation; everything.
     Plain,
-    /// Register tile; channels in fours.
+    /// Register tile; the channels it owns in fours.
     Tile,
     /// Register tile with weights broadcast over subgroups of eight.
     Sub8,
@@ -134,19 +134,19 @@ fn tiles(rec: &Recorder<'_>) -> Variant {
 }
 
 /// Which variant [`forward`] uses.
-pub fn forward_variant(rec: &Recorder<'_>, g: &Geom, source: Source) -> Variant {
-    if tile::fits(source.channels, g.out_channels) { tiles(rec) } else { Variant::Plain }
+pub fn forward_variant(rec: &Recorder<'_>, g: &Geom) -> Variant {
+    if tile::fits(g.out_channels) { tiles(rec) } else { Variant::Plain }
 }
 
 /// Which variant [`backward_input`] uses.
 pub fn backward_input_variant(rec: &Recorder<'_>, g: &Geom, source: Source) -> Variant {
     let same = g.stride == [1; 3] && (0..3).all(|a| g.padding[a] < g.kernel[a]);
-    if tile::fits(g.out_channels, source.channels) && (same || g.blocks()) { tiles(rec) } else { Variant::Plain }
+    if tile::fits(source.channels) && (same || g.blocks()) { tiles(rec) } else { Variant::Plain }
 }
 
 /// Which variant [`backward_weight`] uses.
-pub fn backward_weight_variant(rec: &Recorder<'_>, g: &Geom, source: Source) -> Variant {
-    if tile::fits(source.channels, g.out_channels) { tiles(rec) } else { Variant::Plain }
+pub fn backward_weight_variant(rec: &Recorder<'_>, g: &Geom) -> Variant {
+    if tile::fits(g.out_channels) { tiles(rec) } else { Variant::Plain }
 }
 
 impl Geom {
@@ -164,7 +164,7 @@ impl Geom {
 /// [`Error::ExceedsLimit`] when one sample does not fit a binding.
 pub fn forward(rec: &mut Recorder<'_>, g: &Geom, sources: &[(Source, View)], weight: View, bias: Option<View>, output: View) -> Result<()> {
     for (i, &(source, input)) in sources.iter().enumerate() {
-        let variant = forward_variant(rec, g, source);
+        let variant = forward_variant(rec, g);
         forward_with(rec, variant, g, source, input, weight, bias.filter(|_| i == 0), output, i > 0)?;
     }
     Ok(())
@@ -236,7 +236,7 @@ pub fn backward_input_with(
 /// # Errors
 /// [`Error::ExceedsLimit`] when one sample or the weight does not fit a binding.
 pub fn backward_weight(rec: &mut Recorder<'_>, g: &Geom, source: Source, input: View, d_output: View, d_weight: View) -> Result<()> {
-    let variant = backward_weight_variant(rec, g, source);
+    let variant = backward_weight_variant(rec, g);
     backward_weight_with(rec, variant, g, source, input, d_output, d_weight)
 }
 

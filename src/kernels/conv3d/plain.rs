@@ -7,6 +7,11 @@ use crate::error::Result;
 use crate::gpu::{Dispatch, Kind, Recorder, View};
 use crate::kernels::{batch_parts, specialise};
 
+/// Bytes of input and output gradient that a run of rows should touch on the processor.
+const CACHED: usize = 512 << 10;
+/// Most bytes of partials.
+const PARTIALS: usize = 48 << 20;
+
 fn source() -> Arc<str> {
     specialise("conv3d", &[], &[])
 }
@@ -87,7 +92,7 @@ pub(super) fn backward_weight(rec: &mut Recorder<'_>, g: &Geom, s: Source, input
     let parts = batch_parts(rec.caps, "conv3d", g.batch, &[xs, ys], flops)?;
     let o = g.output();
     let rows = parts[0].1 * o[0] * o[1];
-    let splits = split_count(rec, elements, rows, elements.div_ceil(64), parts.len());
+    let splits = split_count(rec, elements, rows, 0, elements.div_ceil(64), parts.len());
     let part = rec.scratch(elements * splits * parts.len());
     for (i, &(n0, n)) in parts.iter().enumerate() {
         let d = Dispatch::new("conv3d", "backward_weight", source())
@@ -100,14 +105,15 @@ pub(super) fn backward_weight(rec: &mut Recorder<'_>, g: &Geom, s: Source, input
     Ok(())
 }
 
-/// How many splits of `rows` rows a weight gradient uses: enough workgroups to fill the adapter,
-/// few enough that all `parts × splits` partials of `elements` elements fit one binding and
-/// that a partial is not larger than what it was summed from.
-pub(super) fn split_count(rec: &Recorder<'_>, elements: usize, rows: usize, groups: usize, parts: usize) -> usize {
-    let wanted = if rec.caps.kind == Kind::Cpu { 32 } else { 2048 };
-    let bound = usize::try_from(rec.caps.max_binding / 2 / 4).unwrap_or(usize::MAX) / (elements * parts).max(1);
+/// How many splits of `rows` rows a weight gradient uses: enough workgroups to fill the adapter and, on the
+/// processor, runs of rows (of `row_bytes`) that stay in its cache; few enough that the `parts × splits` partials
+/// of `elements` elements stay small.
+pub(super) fn split_count(rec: &Recorder<'_>, elements: usize, rows: usize, row_bytes: usize, groups: usize, parts: usize) -> usize {
+    let cpu = rec.caps.kind == Kind::Cpu;
+    let wanted = (if cpu { 32 } else { 2048 } / groups.max(1)).max(if cpu { rows * row_bytes / CACHED } else { 0 });
+    let bound = PARTIALS.min(usize::try_from(rec.caps.max_binding / 2).unwrap_or(usize::MAX)) / 4 / (elements * parts).max(1);
+    let splits = wanted.clamp(1, rows.max(1)).min(bound.max(1));
     // Alignment of each part's slice of the partials.
-    let splits = (wanted / groups.max(1)).clamp(1, rows.max(1)).min(bound.max(1));
     let align = usize::try_from(rec.caps.storage_align / 4).unwrap_or(64).max(1);
     if parts == 1 {
         return splits;

@@ -12,9 +12,19 @@ use crate::error::Result;
 use crate::gpu::{Dispatch, Recorder, View};
 use crate::kernels::{Const, batch_parts, specialise};
 
-/// Whether channel counts suit the tiles.
-pub(super) fn fits(input: usize, output: usize) -> bool {
-    input.is_multiple_of(4) && output.is_multiple_of(4)
+/// Whether `columns`, the channels a tile kernel owns in fours, suit it; those it sums over always do.
+pub(super) fn fits(columns: usize) -> bool {
+    columns.is_multiple_of(4)
+}
+
+/// Input channels that one load takes: four, or one where their number is no multiple of four.
+fn lot(channels: usize) -> usize {
+    if channels.is_multiple_of(4) { 4 } else { 1 }
+}
+
+/// The text of component `j` of the loaded `x<i>`.
+fn component(i: usize, j: usize, lot: usize) -> String {
+    if lot == 1 { format!("x{i}") } else { format!("x{i}.{}", ["x", "y", "z", "w"][j]) }
 }
 
 /// Output channels an invocation owns.
@@ -75,6 +85,7 @@ impl Tile {
     fn header(&self, tw: usize, wide: usize, blocks: usize, body: usize) -> Vec<(&'static str, Const)> {
         let u = Const::U32;
         vec![
+            ("Elem", Const::Type(if lot(self.rows) == 4 { "vec4<f32>" } else { "f32" })),
             ("LANES", u(self.lanes())),
             ("TW", u(tw)),
             ("WIDE4", u(wide / 4)),
@@ -85,7 +96,7 @@ impl Tile {
             ("OH", u(self.out[1])),
             ("OW", u(self.out[2])),
             ("WB", u(self.out[2].div_ceil(tw))),
-            ("CI4", u(self.rows / 4)),
+            ("CIN", u(self.rows / lot(self.rows))),
             ("CO4", u(self.columns / 4)),
             ("KD", u(self.kernel[0])),
             ("KH", u(self.kernel[1])),
@@ -116,10 +127,10 @@ impl Tile {
         let mut s = String::new();
         for (i, &leaves) in outside.iter().enumerate() {
             if leaves {
-                let _ = writeln!(s, "{indent}let o{i} = u32(clamp(first + {i}, 0, i32(W) - 1)) * CI4;");
+                let _ = writeln!(s, "{indent}let o{i} = u32(clamp(first + {i}, 0, i32(W) - 1)) * CIN;");
                 let _ = writeln!(s, "{indent}let v{i} = first + {i} >= 0 && first + {i} < i32(W);");
             } else {
-                let _ = writeln!(s, "{indent}let o{i} = u32(first + {i}) * CI4;");
+                let _ = writeln!(s, "{indent}let o{i} = u32(first + {i}) * CIN;");
             }
         }
         s
@@ -139,7 +150,7 @@ impl Tile {
             let load = format!("input[{base} + o{i}]");
             let _ = match valid {
                 None => writeln!(s, "let x{i} = {load};"),
-                Some(v) => writeln!(s, "let x{i} = select(vec4<f32>(), {load}, {v});"),
+                Some(v) => writeln!(s, "let x{i} = select(Elem(), {load}, {v});"),
             };
         }
         s
@@ -158,7 +169,8 @@ impl Tile {
             }
         }
         let mut body = String::new();
-        let weights = 4 * self.kernel[2] * quads;
+        let lot = lot(self.rows);
+        let weights = lot * self.kernel[2] * quads;
         if self.sub8 {
             for k in 0..weights.div_ceil(8) {
                 let _ = writeln!(body, "let q{k} = packed[k + {}u + lane];", 8 * k);
@@ -170,7 +182,7 @@ impl Tile {
             let v = if self.sub8 { format!("subgroupBroadcast(q{}, {}u)", i / 8, i % 8) } else { format!("packed[k + {i}u]") };
             let _ = write!(body, "{{ let v = {v};");
             for t in 0..tw {
-                let _ = write!(body, " a{t}_{r} += v * x{}.{};", t * self.stride[2] + kw, ["x", "y", "z", "w"][j]);
+                let _ = write!(body, " a{t}_{r} += v * {};", component(t * self.stride[2] + kw, j, lot));
             }
             body += " }\n";
         }
@@ -196,9 +208,9 @@ impl Tile {
         )
     }
 
-    /// vec4 per packed (block, input quad, kd, kh), rounded up so that every lane's load stays inside.
+    /// vec4 per packed (block, kd, kh, input lot), rounded up so that every lane's load stays inside.
     fn body(&self, wide: usize) -> usize {
-        (self.kernel[2] * wide).next_multiple_of(8)
+        (self.kernel[2] * wide / 4 * lot(self.rows)).next_multiple_of(8)
     }
 
     /// Text of the weight-gradient kernel.
@@ -206,8 +218,11 @@ impl Tile {
         let (tw, quads, kw_n) = (self.tw(), wide / 4, self.kernel[2]);
         let outside = taps_along_w(self, tw);
         let mut begin = String::new();
+        // Four input channels by each output channel, or one input channel by output channels in fours.
+        let lot = lot(self.rows);
+        let owned = if lot == 4 { wide } else { quads };
         for kw in 0..kw_n {
-            for o in 0..wide {
+            for o in 0..owned {
                 let _ = writeln!(begin, "    var a{kw}_{o} = vec4<f32>();");
             }
         }
@@ -243,9 +258,14 @@ impl Tile {
                 format!("d_output[y + {t}u * CO4 + {r}u]")
             };
             let _ = write!(body, "{{ let v = {v};");
-            for n in 0..4 {
-                for kw in 0..kw_n {
-                    let _ = write!(body, " a{kw}_{} += x{} * v.{};", 4 * r + n, t * self.stride[2] + kw, ["x", "y", "z", "w"][n]);
+            for kw in 0..kw_n {
+                let x = t * self.stride[2] + kw;
+                if lot == 1 {
+                    let _ = write!(body, " a{kw}_{r} += v * x{x};");
+                    continue;
+                }
+                for (n, c) in ["x", "y", "z", "w"].iter().enumerate() {
+                    let _ = write!(body, " a{kw}_{} += x{x} * v.{c};", 4 * r + n);
                 }
             }
             body += " }\n";
@@ -253,7 +273,8 @@ impl Tile {
         let mut store = String::new();
         for kw in 0..kw_n {
             for o in 0..wide {
-                let _ = writeln!(store, "part[out + {kw}u * CO4 * 4u * CI4 + {o}u * CI4] = a{kw}_{o};");
+                let value = if lot == 4 { format!("a{kw}_{o}") } else { format!("a{kw}_{}.{}", o / 4, ["x", "y", "z", "w"][o % 4]) };
+                let _ = writeln!(store, "part[out + {kw}u * CO4 * 4u * CIN + {o}u * CIN] = {value};");
             }
         }
         let signature = self.signature("backward_weight");
@@ -275,7 +296,7 @@ enum Pack {
 
 fn pack(rec: &mut Recorder<'_>, mode: Pack, g: &Geom, s: Source, t: &Tile, wide: usize, blocks: usize, weight: View) -> View {
     let body = t.body(wide);
-    let total = blocks * (t.rows / 4) * t.kernel[0] * t.kernel[1] * body;
+    let total = blocks * (t.rows / lot(t.rows)) * t.kernel[0] * t.kernel[1] * body;
     let packed = rec.scratch(total * 4);
     let d = Dispatch::new("conv3d", "pack", specialise("conv3d_pack", &[("MODE", Const::U32(mode as usize))], &[]))
         .bind(weight)
@@ -292,6 +313,7 @@ fn pack(rec: &mut Recorder<'_>, mode: Pack, g: &Geom, s: Source, t: &Tile, wide:
         .param("bkh", t.kernel[1])
         .param("bkw", t.kernel[2])
         .param("wide", wide)
+        .param("lot", lot(t.rows))
         .param("body", body)
         .param("total", total);
     rec.push(d.items(total, 64));
@@ -424,9 +446,10 @@ pub(super) fn backward_weight(
     let elements = g.taps() * g.out_channels * s.channels;
     let (xs, ys, flops) = (g.input_sample(s.channels), g.output_sample(), g.flops_per_sample(s.channels));
     let parts = batch_parts(rec.caps, "conv3d", g.batch, &[xs, ys], flops)?;
-    let groups = (g.kernel[0] * g.kernel[1] * s.channels / 4).div_ceil(t.lanes()) * blocks;
+    let groups = (g.kernel[0] * g.kernel[1] * (s.channels / lot(s.channels))).div_ceil(t.lanes()) * blocks;
     let rows = parts[0].1 * t.out[0] * t.out[1];
-    let splits = plain::split_count(rec, elements, rows, groups, parts.len());
+    let row_bytes = (g.input[2] * s.channels + t.out[2] * g.out_channels) * 4;
+    let splits = plain::split_count(rec, elements, rows, row_bytes, groups, parts.len());
     let part = rec.scratch(elements * splits * parts.len());
     let text = t.weight_text(wide, blocks);
     for (i, &(n0, n)) in parts.iter().enumerate() {

@@ -56,8 +56,9 @@ fn distance_case(portable: bool, rows: usize, cols: usize, width: usize) -> Case
 }
 
 /// Distances given as numbers, in tiles of `tile` columns: order and ties must be exact.
-fn select_case(what: &'static str, rows: usize, cols: usize, tile: usize, k: usize, value: fn(f32) -> f32) -> Case {
-    Case::new("knn_select", "forward", format!("{what} {rows} x {cols} by {tile}, k {k}"), move |ctx| {
+fn select_case(portable: bool, what: &'static str, [rows, cols, tile, k]: [usize; 4], value: fn(f32) -> f32) -> Case {
+    let variant = if portable { "portable" } else { "adapter's" };
+    Case::new("knn_select", variant, format!("{what} {rows} x {cols} by {tile}, k {k}"), move |ctx| {
         let d: Vec<f32> = numbers(62, rows * cols, 1.0).iter().map(|&x| value(x.abs())).collect();
         let mut t = Trial::new(ctx);
         let (best, index) = (t.output(rows * k)?, t.output(rows * k)?);
@@ -65,7 +66,10 @@ fn select_case(what: &'static str, rows: usize, cols: usize, tile: usize, k: usi
             let n = tile.min(cols - first);
             let part: Vec<f32> = d.chunks(cols).flat_map(|row| row[first..first + n].iter().copied()).collect();
             let part = t.input(&part)?;
-            t.run(|rec| select(rec, rows, n, first, k, part, best, index))?;
+            t.run(|rec| match portable {
+                true => without_subgroups(rec, |rec| select(rec, rows, n, first, k, part, best, index)),
+                false => select(rec, rows, n, first, k, part, best, index),
+            })?;
         }
         let (best, index): (Vec<f32>, Vec<u32>) = (t.read(best)?, t.read(index)?);
         let mut wrong = None;
@@ -132,22 +136,25 @@ pub fn cases() -> Vec<Case> {
         }
     }
     let spread: fn(f32) -> f32 = |x| x * x * 40.0;
-    for (rows, cols, tile, k) in [
-        (1, 1, 1, 1),
-        (5, 7, 7, 3),
-        (3, 64, 64, 64),
-        (4, 4096, 4096, 200),
-        (3, 5000, 1000, 200),
-        (2, 3000, 1501, 1024),
-        (3, 1100, 300, 1000),
-        (70, 90, 32, 10),
-    ] {
-        out.push(select_case("spread", rows, cols, tile, k, spread));
-    }
-    for (cols, tile, k) in [(5000, 5000, 10), (5000, 1250, 700), (70_000, 70_000, 33)] {
-        out.push(select_case("all equal", 2, cols, tile, k, |_| 2.5));
-        out.push(select_case("few values", 2, cols, tile, k, |x| (x * 4.0).floor()));
-        out.push(select_case("overflown", 2, cols, tile, k, |x| if x < 0.001 { x } else { f32::INFINITY }));
+    let shapes = [
+        [1, 1, 1, 1],
+        [5, 7, 7, 3],
+        [3, 64, 64, 64],
+        [4, 4096, 4096, 200],
+        [3, 5000, 1000, 200],
+        [2, 3000, 1501, 1024],
+        [3, 1100, 300, 1000],
+        [70, 90, 32, 10],
+    ];
+    for portable in [false, true] {
+        for shape in shapes {
+            out.push(select_case(portable, "spread", shape, spread));
+        }
+        for shape in [[2, 5000, 5000, 10], [2, 5000, 1250, 700], [2, 70_000, 70_000, 33]] {
+            out.push(select_case(portable, "all equal", shape, |_| 2.5));
+            out.push(select_case(portable, "few values", shape, |x| (x * 4.0).floor()));
+            out.push(select_case(portable, "overflown", shape, |x| if x < 0.001 { x } else { f32::INFINITY }));
+        }
     }
     let by = |rows, cols| Some(Tiles { rows, cols });
     for (n, m, width, k, tiles) in [

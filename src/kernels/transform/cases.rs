@@ -70,29 +70,34 @@ fn non_linear(size: [usize; 3], first: u32, batch: u32) -> Case {
         let (s, input, output) = (t.input(&samples)?, t.input(&image)?, t.output(image.len())?);
         t.run(|rec| distort(rec, &geometry, 0, s, input, output))?;
         let got: Vec<f32> = t.read(output)?;
-        let mut worst = (0.0, 0, 0.0);
-        for (i, (&v, &g)) in image.iter().zip(&got).enumerate() {
-            let (want, slope) = reference_non_linear(&samples[i / geometry.voxels()], f64::from(v));
-            let slope = if v > 0.0 && v < 1.0 { slope.abs() } else { 0.0 };
-            let error = (f64::from(g) - want).abs() / (1e-5 + 4e-7 * slope);
-            if !(error <= worst.0) {
-                worst = (if error.is_nan() { f64::INFINITY } else { error }, i, want);
-            }
-        }
-        let (error, i, want) = worst;
-        let failure = (!(error <= 1.0)).then(|| format!("f({}) is {}, expected {want}", image[i], got[i]));
-        Ok(Outcome { error: error * 1e-5, tolerance: 1e-5, failure })
+        Ok(judge_non_linear(&samples, geometry.voxels(), &image, &got))
     })
+}
+
+/// The largest error in units of the one allowed, times the allowed error of a map without slope.
+fn judge_non_linear(samples: &[Sample], voxels: usize, image: &[f32], got: &[f32]) -> Outcome {
+    let mut worst = (0.0, 0, 0.0);
+    for (i, (&v, &g)) in image.iter().zip(got).enumerate() {
+        let (want, slope) = reference_non_linear(&samples[i / voxels], f64::from(v));
+        let slope = if v > 0.0 && v < 1.0 { slope.abs() } else { 0.0 };
+        let error = (f64::from(g) - want).abs() / (1e-5 + 4e-7 * slope);
+        if !(error <= worst.0) {
+            worst = (if error.is_nan() { f64::INFINITY } else { error }, i, want);
+        }
+    }
+    let (error, i, want) = worst;
+    let failure = (!(error <= 1.0)).then(|| format!("f({}) is {}, expected {want}", image[i], got[i]));
+    Outcome { error: error * 1e-5, tolerance: 1e-5, failure }
 }
 
 fn painted(n: u32, size: [usize; 3], kind: u32, noise: u32, count: u32) -> Sample {
     let mut rng = Key::new(0xB0C5).fold(n, kind).rng();
     let mut s = Sample { paint_kind: kind, paint_noise: noise, box_count: count, ..sample(n) };
     for b in &mut s.boxes[..count as usize] {
-        for a in 0..3 {
-            let side = rng.int(1, size[a] as i64);
+        for (a, &length) in size.iter().enumerate() {
+            let side = rng.int(1, length as i64);
             b.side[a] = u32::try_from(side).unwrap_or(1);
-            b.start[a] = u32::try_from(rng.int(0, size[a] as i64 - side)).unwrap_or(0);
+            b.start[a] = u32::try_from(rng.int(0, length as i64 - side)).unwrap_or(0);
         }
         b.fill = rng.unit();
     }
@@ -174,4 +179,69 @@ pub fn cases() -> Vec<Case> {
     }
     out.push(non_linear([16, 16, 8], 0, 48));
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::run_once;
+
+    #[test]
+    fn judging_the_non_linear_map_can_fail() {
+        let samples = [Sample { curve: [0.3, 0.4, 0.6, 0.5], curve_kind: 2, ..sample(0) }];
+        let image = crops(500);
+        let good: Vec<f32> = image.iter().map(|&v| reference_non_linear(&samples[0], f64::from(v)).0 as f32).collect();
+        assert!(judge_non_linear(&samples, 500, &image, &good).passed());
+        for (i, v) in [(3, good[3] + 2e-5), (7, f32::NAN), (499, 1.0 - good[499])] {
+            let mut bad = good.clone();
+            bad[i] = v;
+            assert!(!judge_non_linear(&samples, 500, &image, &bad).passed(), "element {i} = {v}");
+        }
+    }
+
+    /// Limits that let only part of the batch into a dispatch change nothing.
+    #[test]
+    fn a_split_batch_equals_a_whole_one() {
+        if std::env::var("SEMGEN_GPU").as_deref() == Ok("none") {
+            return;
+        }
+        let ctx = Context::new(None).unwrap();
+        let size = [20, 12, 8];
+        let geometry = Geometry::new(6, size).unwrap();
+        let samples: Vec<Sample> =
+            (0..6).map(|n| Sample { windows: 200, flip: n, curve: curve(4), curve_kind: 1, ..painted(n, size, 1 + n % 2, 1, 2) }).collect();
+        let image = crops(6 * geometry.voxels());
+        let run = |caps: &crate::gpu::Caps| {
+            let buffers = [0; 5].map(|_| ctx.buffer("semgen.trial", (image.len() * 4) as u64).unwrap());
+            ctx.upload(&buffers[0], 0, &samples);
+            ctx.upload(&buffers[1], 0, &image);
+            let view = |id| View::whole(crate::gpu::BufferId(id), image.len());
+            let parameters = view(0).slice(0, samples.len() * Sample::WORDS);
+            let mut rec = Recorder::new(caps);
+            flip(&mut rec, &geometry, parameters, view(1), view(2)).unwrap();
+            elastic(&mut rec, &geometry, 300.0, parameters, view(2), view(3)).unwrap();
+            distort(&mut rec, &geometry, 200, parameters, view(3), view(4)).unwrap();
+            run_once(&ctx, &rec, &buffers).unwrap();
+            (rec.dispatches.len(), ctx.read::<f32>(&buffers[4], 0, image.len()).unwrap())
+        };
+        let whole = run(ctx.caps());
+        let four = (geometry.voxels() * 4 * 4) as u64;
+        let split = run(&crate::gpu::Caps { max_binding: four, storage_align: 256, ..ctx.caps().clone() });
+        assert_eq!((whole.0, split.0), (9, 23));
+        assert_eq!(whole.1, split.1);
+        let small = crate::gpu::Caps { max_binding: four / 8, ..ctx.caps().clone() };
+        let error = elastic(
+            &mut Recorder::new(&small),
+            &geometry,
+            1.0,
+            View::whole(crate::gpu::BufferId(0), 6 * Sample::WORDS),
+            whole_view(&image),
+            whole_view(&image),
+        );
+        assert!(matches!(error, Err(Error::ExceedsLimit { .. })), "{error:?}");
+    }
+
+    fn whole_view(image: &[f32]) -> View {
+        View::whole(crate::gpu::BufferId(1), image.len())
+    }
 }

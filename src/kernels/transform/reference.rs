@@ -145,7 +145,11 @@ pub fn reference_non_linear(sample: &Sample, v: f64) -> (f64, f64) {
         let mid = 0.5 * (low + high);
         if bezier(mid, ax, bx) < v { low = mid } else { high = mid }
     }
-    let u = if v <= 0.0 { 0.0 } else { 0.5 * (low + high) };
+    let u = match v {
+        v if v <= 0.0 => 0.0,
+        v if v >= 1.0 => 1.0,
+        _ => 0.5 * (low + high),
+    };
     let (t, sign) = if inverted { (1.0 - u, -1.0) } else { (u, 1.0) };
     (bezier(t, ay, by), sign * slope(t, ay, by) / slope(u, ax, bx))
 }

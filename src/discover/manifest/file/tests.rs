@@ -75,6 +75,7 @@ fn a_saved_manifest_reads_back_exactly_and_a_rerun_replaces_it() {
     let (dir, path) = written(&m);
     assert_eq!(Manifest::load(&path).unwrap(), m);
     let first = std::fs::read(&path).unwrap();
+    assert_eq!(m.hash(), files::sha256_hex(&first));
     small().save(&path).unwrap();
     assert_eq!(std::fs::read(&path).unwrap(), first, "the same inputs give the same bytes");
     let other = build(&Config { seed: 12, ..config() }, 9, [40, 36, 20]).unwrap();

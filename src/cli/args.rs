@@ -1,0 +1,84 @@
+//! Options that several verbs share.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use crate::config::Config;
+use crate::error::Result;
+use crate::gpu::Context;
+
+/// Options of every verb.
+#[derive(Debug, clap::Args)]
+pub(super) struct Common {
+    /// Write the result as JSON, and progress as one JSON object a line
+    #[arg(long, global = true)]
+    pub(super) json: bool,
+    /// Adapter to use: a part of its name or its index in `semgen devices` [default: the best kind]
+    #[arg(long, global = true, value_name = "NAME|INDEX")]
+    pub(super) adapter: Option<String>,
+}
+
+impl Common {
+    /// Opens the adapter.
+    pub(super) fn context(&self) -> Result<Context> {
+        Context::new(self.adapter.as_deref())
+    }
+}
+
+/// Where settings come from.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct Settings {
+    /// TOML file with settings; those it lacks keep their defaults
+    #[arg(long, value_name = "FILE.toml")]
+    pub(super) config: Option<PathBuf>,
+    /// One setting, on top of the file; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(super) sets: Vec<String>,
+    /// Seed of all random draws (the same as --set seed=N)
+    #[arg(long, value_name = "N")]
+    pub(super) seed: Option<u32>,
+}
+
+impl Settings {
+    /// `base`, overlaid by the file, the `--set` options and the seed.
+    pub(super) fn on(&self, base: Config) -> Result<Config> {
+        let mut config = base.overlay(self.config.as_deref(), &self.sets)?;
+        if let Some(seed) = self.seed {
+            config.seed = seed;
+        }
+        Ok(config)
+    }
+}
+
+/// Options of verbs that work in a run directory.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct RunArgs {
+    /// Run directory; it must be new or empty unless --resume is given
+    #[arg(long, value_name = "RUN")]
+    pub(super) out: Option<PathBuf>,
+    /// Continue the run in --out, with its own settings as the base
+    #[arg(long)]
+    pub(super) resume: bool,
+    #[command(flatten)]
+    pub(super) settings: Settings,
+}
+
+/// Three values separated by commas.
+pub(super) fn triple<T: FromStr + Copy>(text: &str) -> std::result::Result<[T; 3], String> {
+    let parts: Option<Vec<T>> = text.split(',').map(|p| p.trim().parse().ok()).collect();
+    parts.and_then(|p| p.try_into().ok()).ok_or_else(|| "expected three numbers separated by commas, as in 96,96,48".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn three_numbers_and_nothing_else() {
+        assert_eq!(triple::<usize>("1, 2,3"), Ok([1, 2, 3]));
+        assert_eq!(triple::<f64>("3.6,3.6,6"), Ok([3.6, 3.6, 6.0]));
+        for wrong in ["", "1,2", "1,2,3,4", "1,2,x", "-1,2,3"] {
+            assert!(triple::<usize>(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! `semgen info`.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use super::args::Common;
+use super::text;
+use crate::data::nifti;
+use crate::data::store::{Split, Store};
+use crate::discover::manifest::Manifest;
+use crate::error::{Error, Result};
+use crate::interop::tensors::{Data, File};
+use crate::train::log;
+
+/// Prefix of tensors that only training needs.
+const OPTIMISER: &str = "optimizer.";
+
+/// Options of `info`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// A checkpoint, a NIfTI scan, a manifest, a prepared store or a run directory
+    #[arg(value_name = "FILE|RUN")]
+    path: PathBuf,
+}
+
+pub(super) fn run(common: &Common, a: &Args) -> Result<()> {
+    let value = describe(&a.path)?;
+    if common.json {
+        text::say_json(&value);
+    } else {
+        print(&value, 0);
+    }
+    Ok(())
+}
+
+fn describe(path: &Path) -> Result<Value> {
+    let meta = std::fs::metadata(path).map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => Error::input(path, "no such file or folder"),
+        _ => Error::io("read", path)(e),
+    })?;
+    if meta.is_dir() {
+        return folder(path);
+    }
+    let name = path.to_string_lossy().to_ascii_lowercase();
+    if name.ends_with(".safetensors") {
+        checkpoint(path)
+    } else if name.ends_with(".nii") || name.ends_with(".nii.gz") {
+        scan(path)
+    } else if name.ends_with(".json") {
+        manifest(path)
+    } else {
+        scan(path).or_else(|_| checkpoint(path)).map_err(|_| {
+            Error::input(path, "is none of a safetensors file, a NIfTI file, a manifest (.json), a prepared store and a run directory")
+        })
+    }
+}
+
+fn checkpoint(path: &Path) -> Result<Value> {
+    let file = File::read(path)?;
+    let mut about: Value = file.metadata.as_deref().and_then(|m| serde_json::from_str(m).ok()).unwrap_or(Value::Null);
+    let count = |t: &crate::interop::tensors::Tensor| match &t.data {
+        Data::F32(v) => v.len(),
+        Data::I64(v) => v.len(),
+    };
+    let weights = || file.tensors.iter().filter(|(name, _)| !name.starts_with(OPTIMISER));
+    let tensors: Vec<Value> = weights().map(|(name, t)| json!({ "name": name, "shape": t.shape })).collect();
+    let mut out = json!({ "kind": "checkpoint", "file": path.to_string_lossy() });
+    if about.is_object() {
+        out["network"] = about["network"].take();
+        for key in ["phase", "step", "epoch", "done", "validation"] {
+            out[key] = about["state"][key].take();
+        }
+        out["best_loss"] = about["state"]["standing"]["best"].take();
+        out["origin"] = about["origin"].take();
+        out["config"] = about["config"].take();
+    } else {
+        out["note"] = json!("was not written by this program; names and shapes are all that is known");
+    }
+    out["values"] = json!(weights().map(|(_, t)| count(t)).sum::<usize>());
+    out["optimiser_state"] = json!(file.tensors.len() > tensors.len());
+    out["tensors"] = json!(tensors);
+    Ok(out)
+}
+
+fn scan(path: &Path) -> Result<Value> {
+    let h = nifti::read_header(path)?;
+    Ok(json!({
+        "kind": "scan", "file": path.to_string_lossy(), "format": format!("NIfTI-{}", h.version), "size": h.size, "spacing_mm": h.spacing(),
+        "stored_as": h.kind.word(), "big_endian": h.big_endian, "scale": h.scale, "orientation_from": h.form.word(), "affine": h.affine,
+        "declared_label_map": h.labels,
+    }))
+}
+
+fn manifest(path: &Path) -> Result<Value> {
+    let m = Manifest::load(path)?;
+    let classes: Vec<Value> = m
+        .classes()
+        .iter()
+        .map(|c| {
+            let reference = m.scans().get(c.reference as usize).map(|s| s.id.as_str());
+            json!({ "label": c.label, "reference": reference, "start": c.start, "training_scans": c.train.len(), "validation_scans": c.validation.len() })
+        })
+        .collect();
+    Ok(json!({
+        "kind": "manifest", "file": path.to_string_lossy(), "hash": m.hash(), "header": m.header(), "scans": m.scans().len(),
+        "training_crops": m.train().len(), "validation_crops": m.validation().len(), "classes": classes,
+    }))
+}
+
+fn folder(path: &Path) -> Result<Value> {
+    if path.join("config.toml").is_file() {
+        return run_directory(path);
+    }
+    if path.join("index.json").is_file() {
+        return store(path);
+    }
+    Err(Error::input(path, "is neither a run directory (no config.toml) nor a prepared store (no index.json)"))
+}
+
+fn store(path: &Path) -> Result<Value> {
+    let s = Store::open(path)?;
+    let scans: Vec<Value> = s
+        .scans()
+        .iter()
+        .map(|r| json!({ "id": r.id, "split": r.split, "source": r.source.to_string_lossy(), "spacing_mm": r.spacing, "range": r.range }))
+        .collect();
+    let held_out = s.scans().iter().filter(|r| r.split == Split::Validation).count();
+    Ok(json!({
+        "kind": "prepared store", "folder": path.to_string_lossy(), "hash": s.hash(), "modality": s.modality(), "grid": s.grid(),
+        "spacing_mm": s.spacing(), "held_out": held_out, "label_maps": s.left_out().len(), "skipped": s.failed().len(), "scans": scans,
+    }))
+}
+
+fn run_directory(path: &Path) -> Result<Value> {
+    let json_file = |name: &str| std::fs::read(path.join(name)).ok().and_then(|b| serde_json::from_slice::<Value>(&b).ok());
+    let mut out = json!({ "kind": "run", "folder": path.to_string_lossy() });
+    if let Some(inputs) = json_file("inputs.json") {
+        out["inputs"] = inputs;
+    }
+    let stage = |done: bool| if done { "complete" } else { "not complete" };
+    out["prepared"] = json!(stage(Store::open(&path.join(super::run::PREPARED)).is_ok()));
+    out["discovery"] = json!(stage(super::run::patterns(path).is_ok()));
+    let last = path.join("checkpoints/last.safetensors");
+    if last.is_file() {
+        let c = checkpoint(&last)?;
+        out["training"] =
+            json!({ "phase": c["phase"], "step": c["step"], "epoch": c["epoch"], "done": c["done"], "validation": c["validation"] });
+    } else {
+        out["training"] = json!("not begun");
+    }
+    if let Ok(records) = log::read(&path.join("metrics.jsonl")) {
+        out["records"] = json!(records.len());
+    }
+    if let Some(summary) = json_file("summary.json") {
+        out["summary"] = summary;
+    }
+    let config = path.join("config.toml");
+    out["config"] = json!(std::fs::read_to_string(&config).map_err(Error::io("read", &config))?);
+    Ok(out)
+}
+
+/// A value as indented lines.
+fn print(value: &Value, indent: usize) {
+    let pad = " ".repeat(indent);
+    for (key, v) in value.as_object().into_iter().flatten() {
+        let key = key.replace('_', " ");
+        match v {
+            Value::Null => {}
+            Value::Object(_) => {
+                text::say(format_args!("{pad}{key}:"));
+                print(v, indent + 2);
+            }
+            Value::Array(items) if items.iter().all(Value::is_object) && !items.is_empty() => {
+                text::say(format_args!("{pad}{key}:"));
+                let headers: Vec<&str> = items[0].as_object().into_iter().flatten().map(|(k, _)| k.as_str()).collect();
+                let rows: Vec<Vec<String>> = items.iter().map(|i| headers.iter().map(|h| short(&i[*h])).collect()).collect();
+                text::table(&headers, &rows).lines().for_each(|l| text::say(format_args!("{pad}  {l}")));
+            }
+            Value::String(s) if s.contains('\n') => {
+                text::say(format_args!("{pad}{key}:"));
+                s.lines().for_each(|l| text::say(format_args!("{pad}  {l}")));
+            }
+            other => text::say(format_args!("{pad}{key}: {}", short(other))),
+        }
+    }
+}
+
+fn short(value: &Value) -> String {
+    match value {
+        Value::String(s) => s.clone(),
+        Value::Array(items) if items.iter().all(Value::is_number) => items.iter().map(short).collect::<Vec<_>>().join(" × "),
+        Value::Bool(b) => if *b { "yes" } else { "no" }.to_owned(),
+        Value::Null => "–".to_owned(),
+        other => other.to_string(),
+    }
+}

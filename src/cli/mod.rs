@@ -1,0 +1,127 @@
+//! The command line: one file per verb, and what they share.
+//!
+//! This is the only part of the library that writes to the standard streams: results go to the
+//! output (with `--json` as one JSON object), everything else to the error stream. Exit status
+//! 0 means success, 1 a failed or interrupted run, 2 wrong usage or input.
+
+mod args;
+mod demo;
+mod devices;
+mod discover;
+mod doctor;
+mod info;
+mod phantom;
+mod plan;
+mod prepare;
+mod pretrain;
+mod previews;
+mod run;
+mod stages;
+mod stop;
+mod summary;
+mod text;
+mod watch;
+
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{Parser, Subcommand};
+
+use crate::error::Result;
+
+/// Self-supervised pretraining of 3D networks for medical scans, on any graphics adapter.
+#[derive(Debug, Parser)]
+#[command(name = "semgen", version, about, max_term_width = 120, arg_required_else_help = true)]
+struct Cli {
+    #[command(flatten)]
+    common: args::Common,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// List the graphics adapters, what they can do, and which one is used
+    Devices,
+    /// Write synthetic chest-CT patients (NIfTI, with label maps)
+    Phantom(phantom::Args),
+    /// Bring scans to one orientation, voxel size, grid and range of values
+    Prepare(prepare::Args),
+    /// Find patients and places that look alike: the pseudo labels
+    Discover(discover::Args),
+    /// Pretrain a network on scans, a prepared store or a run's patterns
+    Pretrain(pretrain::Args),
+    /// Say what a run would need; nothing is allocated or run
+    Plan(plan::Args),
+    /// Say what is in a checkpoint, a scan, a prepared store, a manifest or a run
+    Info(info::Args),
+    /// Check this machine: every kernel against its reference, a network against PyTorch's numbers
+    Doctor(doctor::Args),
+    /// Show the whole method on synthetic patients in minutes, ending in a report page
+    Demo(demo::Args),
+}
+
+/// Runs the program with the process's arguments; the exit status says how it went.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => return refused(&e),
+    };
+    // Warnings of the library; everything else goes through the observer.
+    let _ = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::WARN)
+        .with_writer(std::io::stderr)
+        .without_time()
+        .with_target(false)
+        .try_init();
+    match dispatch(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            text::complain(&e.to_string());
+            ExitCode::from(e.exit_code())
+        }
+    }
+}
+
+fn dispatch(Cli { common, verb }: Cli) -> Result<()> {
+    match verb {
+        Verb::Devices => devices::run(&common),
+        Verb::Phantom(a) => phantom::run(&common, &a),
+        Verb::Prepare(a) => prepare::run(&common, &a),
+        Verb::Discover(a) => discover::run(&common, &a),
+        Verb::Pretrain(a) => pretrain::run(&common, &a),
+        Verb::Plan(a) => plan::run(&common, &a),
+        Verb::Info(a) => info::run(&common, &a),
+        Verb::Doctor(a) => doctor::run(&common, &a),
+        Verb::Demo(a) => demo::run(&common, &a),
+    }
+}
+
+/// Shows help, or says in one sentence what is wrong with the arguments.
+fn refused(e: &clap::Error) -> ExitCode {
+    if matches!(e.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand) {
+        let _ = e.print();
+        return ExitCode::from(if e.use_stderr() { 2 } else { 0 });
+    }
+    let rendered = e.render().to_string();
+    let sentence: Vec<&str> = rendered
+        .lines()
+        .map(str::trim)
+        .take_while(|l| !l.starts_with("Usage:") && !l.starts_with("For more information"))
+        .filter(|l| !l.is_empty())
+        .collect();
+    text::complain(sentence.join(" ").trim_start_matches("error: "));
+    ExitCode::from(2)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,130 @@
+//! What a pretraining run came to: `summary.json`, the report page, and the last lines.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+
+use crate::config::Config;
+use crate::data::store::Store;
+use crate::discover::manifest::Manifest;
+use crate::error::Result;
+use crate::files;
+use crate::report::pretraining_report;
+use crate::train::log;
+use crate::train::phase::{State, Validation};
+use crate::train::pretrain::read_checkpoint;
+
+/// Results of a finished run.
+pub(super) struct Outcome {
+    run: PathBuf,
+    scans: usize,
+    classes: usize,
+    crops: usize,
+    steps: u64,
+    /// Epoch and validation of the best weights.
+    best: (u32, Validation),
+    wall: Duration,
+    /// Seconds of all training steps, those before a resumption included.
+    training_seconds: f64,
+}
+
+/// A key number: name, value in words, remark, value for machines.
+pub(super) type Card = (&'static str, String, String, Value);
+
+impl Outcome {
+    /// Collects the results from the files of `run`.
+    pub(super) fn new(run: &Path, config: &Config, store: &Store, manifest: &Manifest, state: &State, wall: Duration) -> Result<Self> {
+        let (best, ..) = read_checkpoint(&run.join("checkpoints/best.safetensors"))?;
+        let records = log::read(&run.join("metrics.jsonl"))?;
+        let batch = config.train.batch_size as f64;
+        let training_seconds = records.iter().filter_map(|r| r["cubes_per_s"].as_f64()).map(|speed| batch / speed.max(1e-9)).sum();
+        Ok(Self {
+            run: run.to_path_buf(),
+            scans: store.scans().len(),
+            classes: manifest.classes().len(),
+            crops: manifest.crops().len(),
+            steps: state.step,
+            best: (best.epoch, best.validation.unwrap_or_default()),
+            wall,
+            training_seconds,
+        })
+    }
+
+    fn cards(&self) -> Vec<Card> {
+        let (epoch, v) = (&self.best.0, &self.best.1);
+        let chance = 1.0 / self.classes as f64;
+        let less = 100.0 * (1.0 - v.restoration / v.identity);
+        let restored = match less {
+            l if !l.is_finite() => String::new(),
+            l if l >= 0.0 => format!("{l:.0} % below the distorted input's {:.5}", v.identity),
+            l => format!("{:.0} % above the distorted input's {:.5}", -l, v.identity),
+        };
+        vec![
+            (
+                "Validation accuracy",
+                format!("{:.1} %", 100.0 * v.accuracy),
+                format!("of {} labels; guessing finds {:.1} %", self.classes, 100.0 * chance),
+                json!(v.accuracy),
+            ),
+            ("Restoration error (MSE)", format!("{:.5}", v.restoration), restored, json!(v.restoration)),
+            ("Best validation loss", format!("{:.5}", v.loss), format!("epoch {epoch} of the joint phase"), json!(v.loss)),
+            ("Optimiser steps", self.steps.to_string(), "both phases".into(), json!(self.steps)),
+            ("Scans", self.scans.to_string(), format!("{} crops", self.crops), json!(self.scans)),
+            (
+                "Training time",
+                seconds(self.training_seconds),
+                format!("this call: {}", seconds(self.wall.as_secs_f64())),
+                json!(self.training_seconds),
+            ),
+        ]
+    }
+
+    /// Writes `summary.json`, with `more` key numbers first.
+    pub(super) fn write_summary(&self, more: &[Card]) -> Result<()> {
+        let own = self.cards();
+        let entries: Map<String, Value> = (more.iter().chain(&own))
+            .map(|(name, value, note, number)| ((*name).to_owned(), json!({ "value": value, "note": note, "number": number })))
+            .collect();
+        files::write_bytes(&self.run.join("summary.json"), format!("{:#}\n", Value::Object(entries)).as_bytes())
+    }
+
+    /// Writes the report page from the files of the run.
+    pub(super) fn report(&self, title: &str, path: &Path) -> Result<()> {
+        pretraining_report(&self.run, title)?.write(path)
+    }
+
+    /// The results for machines.
+    pub(super) fn json(&self) -> Value {
+        let v = &self.best.1;
+        json!({
+            "run": self.run.to_string_lossy(), "weights": self.weights().to_string_lossy(), "steps": self.steps, "classes": self.classes,
+            "best_epoch": self.best.0, "validation_loss": v.loss, "validation_accuracy": v.accuracy, "chance": 1.0 / self.classes as f64,
+            "restoration_error": v.restoration, "identity_error": v.identity, "training_seconds": self.training_seconds,
+            "wall_seconds": self.wall.as_secs_f64(), "report": self.run.join("report.html").to_string_lossy(),
+        })
+    }
+
+    /// The results in a few lines.
+    pub(super) fn lines(&self) -> Vec<String> {
+        let mut lines: Vec<String> = self
+            .cards()
+            .into_iter()
+            .map(|(name, value, note, _)| if note.is_empty() { format!("{name}: {value}") } else { format!("{name}: {value} ({note})") })
+            .collect();
+        lines.push(format!("weights: {}", self.weights().display()));
+        lines
+    }
+
+    fn weights(&self) -> PathBuf {
+        self.run.join("checkpoints").join("best.safetensors")
+    }
+}
+
+fn seconds(s: f64) -> String {
+    match s {
+        s if s < 60.0 => format!("{s:.1} s"),
+        s if s < 7200.0 => format!("{:.1} min", s / 60.0),
+        s => format!("{:.1} h", s / 3600.0),
+    }
+}
