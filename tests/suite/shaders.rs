@@ -9,7 +9,7 @@ use semantic_genesis::config::{Activation, Norm, Variant};
 use semantic_genesis::error::Result;
 use semantic_genesis::gpu::{BufferId, Caps, Dispatch, Kind, Recorder, View, reflect};
 use semantic_genesis::graph::Graph;
-use semantic_genesis::kernels::conv3d::{self, Geom};
+use semantic_genesis::kernels::conv3d::{self, Geom, Source};
 use semantic_genesis::kernels::transform::{self, Geometry, Sample};
 use semantic_genesis::kernels::{activation, elementwise, knn, loss, optimiser, pool, prelu, reduce, upsample};
 use semantic_genesis::model::{Mode, Spec};
@@ -78,7 +78,7 @@ fn networks(caps: &Caps, into: &mut Collection) {
     }
 }
 
-/// Convolutions of every variant, whatever the adapter would choose.
+/// Convolutions of every kind, in tiles where channels allow and plain where not.
 fn convolutions(caps: &Caps, into: &mut Collection) {
     let shapes = [
         ([3, 4, 5], 3, 5, [3; 3], [1; 3], [1; 3]),
@@ -92,11 +92,12 @@ fn convolutions(caps: &Caps, into: &mut Collection) {
         let g = Geom::new(2, input, ci, co, kernel, stride, padding).unwrap();
         let (x, y) = (2 * input.iter().product::<usize>() * ci, 2 * g.output().iter().product::<usize>() * co);
         let (w, s) = (view(2, g.weight_len()), g.whole());
-        for (bias, accumulate) in [(None, false), (Some(view(3, co)), false), (None, true)] {
-            into.record(caps, |rec| {
-                let variant = conv3d::forward_variant(rec, &g, s);
-                conv3d::forward_with(rec, variant, &g, s, view(0, x), w, bias, view(1, y), accumulate)
-            });
+        // The second of two sources adds to the result of the first.
+        let halves = [Source { first: 0, channels: ci - ci / 2 }, Source { first: ci - ci / 2, channels: ci / 2 }];
+        let pairs = halves.map(|h| (h, view(4, x / ci * h.channels)));
+        for bias in [None, Some(view(3, co))] {
+            into.record(caps, |rec| conv3d::forward(rec, &g, &[(s, view(0, x))], w, bias, view(1, y)));
+            into.record(caps, |rec| conv3d::forward(rec, &g, &pairs, w, bias, view(1, y)));
         }
         for bias in [None, Some(view(3, ci))] {
             into.record(caps, |rec| conv3d::backward_input(rec, &g, s, view(1, y), w, bias, view(0, x)));
