@@ -6,7 +6,7 @@
 //!
 //! | tensor | what | compared by | limit |
 //! |---|---|---|---|
-//! | `restored`, `logits`, `loss`, `loss_rec`, `loss_cls` | one pass with the batch's statistics; loss = loss_rec + 0.01 · loss_cls, means of the squared error and of the cross-entropy | norm | 1e-4 |
+//! | `restored`, `logits`, `loss`, `loss_rec`, `loss_cls` | one pass with the batch's statistics; `loss = loss_rec + 0.01 · loss_cls`, means of the squared error and of the cross-entropy | norm | 1e-4 |
 //! | `grad.<parameter>` | gradient of loss | norm | 1e-3 |
 //! | `adam_losses` `[K]` | loss before each of K steps of Adam (learning rate 1e-3) from these weights on this batch | each loss | 1e-3 |
 //! | `after<K>.<parameter or running statistic>` | state after K such steps | norm | 1e-2 |

@@ -46,6 +46,13 @@ pub fn reflect(label: &str, source: &str) -> Result<Reflection> {
 }
 
 impl Reflection {
+    /// Fields (name, first byte) of the struct called `name` and its size in bytes, if there is one.
+    pub fn structure(&self, name: &str) -> Option<(Vec<(String, usize)>, usize)> {
+        let (_, ty) = self.module.types.iter().find(|t| t.1.name.as_deref() == Some(name))?;
+        let TypeInner::Struct { members, span } = &ty.inner else { return None };
+        Some((members.iter().map(|m| (m.name.clone().unwrap_or_default(), m.offset as usize)).collect(), *span as usize))
+    }
+
     /// The storage buffers and parameters that `entry` uses.
     pub(super) fn interface(&self, label: &str, entry: &str) -> Result<Interface> {
         let index = self

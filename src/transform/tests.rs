@@ -322,12 +322,8 @@ fn non_linear_maps_are_monotone_between_the_ends() {
 fn parameters_have_the_shaders_layout() {
     use std::mem::offset_of;
     let header = [("NX", crate::kernels::Const::U32(4)), ("NY", crate::kernels::Const::U32(4)), ("NZ", crate::kernels::Const::U32(4))];
-    let module = crate::gpu::reflect("transform_point", &crate::kernels::specialise("transform_point", &header, &[])).unwrap().module;
-    let layout = |name: &str| {
-        let ty = module.types.iter().find(|t| t.1.name.as_deref() == Some(name)).unwrap().1;
-        let naga::TypeInner::Struct { members, span } = &ty.inner else { panic!("{name} is no struct") };
-        (members.iter().map(|m| (m.name.clone().unwrap(), m.offset as usize)).collect::<Vec<_>>(), *span as usize)
-    };
+    let module = crate::gpu::reflect("transform_point", &crate::kernels::specialise("transform_point", &header, &[])).unwrap();
+    let layout = |name: &str| module.structure(name).unwrap();
     macro_rules! check {
         ($name:ident: $($field:ident)+) => {
             let want = vec![$((stringify!($field).to_owned(), offset_of!($name, $field)),)+];

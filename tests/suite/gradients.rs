@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use semantic_genesis::config::{Activation, Norm, Variant};
 use semantic_genesis::doctor::parity::Network;
-use semantic_genesis::error::Result;
+use semantic_genesis::error::{Error, Result};
 use semantic_genesis::gpu::Context;
 use semantic_genesis::graph::{Graph, Init, Layout, NormValues, Op, Shape, Upsampling, ValueId};
 use semantic_genesis::kernels::activation::Function;
@@ -259,6 +259,24 @@ fn checks() -> Vec<(&'static str, Record)> {
             Ok(Tensor(b.g.scale("weighted", m, -2.0)))
         }),
     ]
+}
+
+/// The graphs of all checks with their gradients.
+pub(crate) fn graphs() -> Vec<Graph> {
+    let build = |record: Record| {
+        let mut b = Build::default();
+        let loss = match record(&mut b)? {
+            End::Loss(v) => v,
+            End::Tensor(y) => {
+                let t = b.g.input("cotangent", b.g.shape(y));
+                let each = b.g.pointwise_loss("loss", Pointwise::Mse, y, t)?;
+                b.g.mean("loss", each)
+            }
+        };
+        b.g.backward(loss, &b.wanted)?;
+        Ok(b.g)
+    };
+    checks().into_iter().map(|(name, record)| build(record).unwrap_or_else(|e: Error| panic!("{name}: {e}"))).collect()
 }
 
 /// What `name` is filled with.

@@ -10,4 +10,6 @@ mod kernels;
 mod layers;
 mod operations;
 mod parity;
+mod plans;
 mod report;
+mod shaders;

@@ -40,7 +40,7 @@ fn holds(network: &Network, weights: &Source, expected: &str) {
     assert!(bad.is_empty(), "{expected}:\n{}", bad.join("\n"));
     // Far inside the limits: what arithmetic in f32 attains.
     for r in rows.iter().filter(|r| r.name.starts_with("grad.") || !r.name.contains('.')) {
-        assert!(r.error <= 1e-4, "{expected}: {}", doctor::table::line(r));
+        assert!(r.error <= 3e-4, "{expected}: {}", doctor::table::line(r));
     }
 }
 
