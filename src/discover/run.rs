@@ -206,7 +206,7 @@ fn decide(config: &Config, store: &Store, interrupted: &AtomicBool, observer: &m
     let lung = Rules::new(config, store.modality());
     let mut config = config.clone();
     let found = match places(&config, store, &lung, interrupted) {
-        Err(Error::Usage(why)) if config.discover.filter == Filter::Auto && matches!(lung.tissue, Tissue::Lung { .. }) => {
+        Err(Error::Failed(why)) if config.discover.filter == Filter::Auto && matches!(lung.tissue, Tissue::Lung { .. }) => {
             observer.note(&format!("discover.filter is foreground instead of lung, as the scans show too little lung: {why}"));
             config.discover.filter = Filter::Foreground;
             places(&config, store, &Rules::new(&config, store.modality()), interrupted)?
