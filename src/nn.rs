@@ -8,9 +8,9 @@ use crate::kernels::activation::Function;
 /// How weights start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
-    /// Weight and bias uniform in ±1/√fan_in (PyTorch's default).
+    /// Weight and bias uniform in ±1/√(inputs × taps) (PyTorch's default).
     FanIn,
-    /// Weight uniform in ±√(6 / (fan_in + fan_out)) (Glorot and Bengio, 2010), bias 0 (Keras's default).
+    /// Weight uniform in ±√(6 / (inputs + outputs) / taps) (Glorot and Bengio, 2010), bias 0 (Keras's default).
     Glorot,
 }
 

@@ -2,7 +2,7 @@
 
 use super::{Part, Row, Summary};
 
-/// The heading of the columns that [`line`] writes.
+/// The heading of the columns that [`line()`] writes.
 pub fn heading(part: Part) -> String {
     let (what, count) = match part {
         Part::Kernel => ("kernel, variant", "cases"),

@@ -24,14 +24,14 @@ pub enum Op {
         /// Channel ranges of the sources.
         sources: Vec<Source>,
     },
-    /// d_y, weight, bias? → d_x of one source. As an operation of its own this is the transposed convolution.
+    /// `d_y`, weight, bias? → `d_x` of one source. As an operation of its own this is the transposed convolution.
     Conv3dInputGrad {
         /// Geometry of the convolution it is adjoint to.
         geom: conv3d::Geom,
         /// The source concerned.
         source: Source,
     },
-    /// sources…, d_y → d_weight.
+    /// sources…, `d_y` → `d_weight`.
     Conv3dWeightGrad {
         /// Geometry over all sources.
         geom: conv3d::Geom,
@@ -42,19 +42,19 @@ pub enum Op {
     ChannelSum,
     /// x → y, index.
     MaxPool(pool::Geom),
-    /// index, d_y → d_x.
+    /// index, `d_y` → `d_x`.
     MaxPoolGrad(pool::Geom),
     /// x → y.
     AvgPool(pool::Geom),
-    /// d_y → d_x.
+    /// `d_y` → `d_x`.
     AvgPoolGrad(pool::Geom),
     /// x → mean over the grid.
     GlobalAvgPool,
-    /// d_y → d_x.
+    /// `d_y` → `d_x`.
     GlobalAvgPoolGrad,
     /// x → y.
     Upsample(upsample::Geom, Upsampling),
-    /// d_y → d_x.
+    /// `d_y` → `d_x`.
     UpsampleGrad(upsample::Geom, Upsampling),
     /// x, γ, β, running mean, running variance → y, mean, 1/σ; updates the running statistics.
     BatchNorm {
@@ -63,19 +63,19 @@ pub enum Op {
         /// Weight of the batch in the running statistics.
         momentum: f32,
     },
-    /// x, γ, mean, 1/σ, d_y → d_x, d_γ, d_β.
+    /// x, γ, mean, 1/σ, `d_y` → `d_x`, `d_γ`, `d_β`.
     BatchNormGrad(batch_norm::Geom),
     /// x, γ, β, running mean, running variance → y.
     BatchNormRunning(batch_norm::Geom),
-    /// x, γ, running mean, running variance, d_y → d_x, d_γ, d_β.
+    /// x, γ, running mean, running variance, `d_y` → `d_x`, `d_γ`, `d_β`.
     BatchNormRunningGrad(batch_norm::Geom),
     /// x → f(x).
     Activation(Function),
-    /// y, d_y → d_x.
+    /// y, `d_y` → `d_x`.
     ActivationGrad(Function),
     /// x, slope → y.
     PRelu,
-    /// x, slope, d_y → d_x, d_slope.
+    /// x, slope, `d_y` → `d_x`, `d_slope`.
     PReluGrad,
     /// a, b → a + b.
     Add,
@@ -85,21 +85,21 @@ pub enum Op {
     Fill(f32),
     /// prediction, target → mean per sample.
     Pointwise(Pointwise),
-    /// prediction, target, d_loss → d_prediction.
+    /// prediction, target, `d_loss` → `d_prediction`.
     PointwiseGrad(Pointwise),
     /// logits `[N, 1, 1, 1, C]`, labels → loss per row.
     CrossEntropy,
-    /// logits, labels, d_loss → d_logits.
+    /// logits, labels, `d_loss` → `d_logits`.
     CrossEntropyGrad,
     /// logits, labels → 1 where the largest logit is the label's, else 0.
     Correct,
     /// probability, target → loss over everything.
     SoftDice,
-    /// probability, target, d_loss → d_probability.
+    /// probability, target, `d_loss` → `d_probability`.
     SoftDiceGrad,
     /// x → mean.
     Mean,
-    /// d_mean → d_x.
+    /// `d_mean` → `d_x`.
     MeanGrad,
 }
 

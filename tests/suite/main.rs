@@ -1,4 +1,5 @@
 //! Integration tests: kernels, gradients, parity, files and the program itself.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod cli;
 mod data;

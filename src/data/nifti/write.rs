@@ -31,7 +31,7 @@ pub enum Stored {
 /// Writes whole numbers of -32768 to 32767 (Hounsfield units), rounding to the nearest.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn write_i16(path: &Path, volume: &Volume) -> Result<()> {
     write(path, volume, Stored::I16 { slope: 1.0, inter: 0.0 })
 }
@@ -39,7 +39,7 @@ pub fn write_i16(path: &Path, volume: &Volume) -> Result<()> {
 /// Writes a label map of whole numbers 0 to 255.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn write_u8(path: &Path, volume: &Volume) -> Result<()> {
     write(path, volume, Stored::U8)
 }
@@ -47,7 +47,7 @@ pub fn write_u8(path: &Path, volume: &Volume) -> Result<()> {
 /// Writes the values as they are.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn write_f32(path: &Path, volume: &Volume) -> Result<()> {
     write(path, volume, Stored::F32)
 }

@@ -224,7 +224,7 @@ pub fn cases() -> Vec<Case> {
 mod tests {
     use super::*;
 
-    /// The three references are adjoint: <conv(x, w), r> = <x, d_x> = <w, d_w>.
+    /// The three references are adjoint: ⟨conv(x, w), r⟩ is ⟨x, gradient of x⟩ and ⟨w, gradient of w⟩.
     #[test]
     fn references_are_adjoint() {
         let g = Geom::new(2, [4, 3, 5], 3, 2, [3, 2, 1], [2, 1, 2], [1, 1, 0]).unwrap();

@@ -193,7 +193,7 @@ pub fn forward_with(
 
 /// `d_input = ` gradient of one source; with `bias` (`[c]`, added to every voxel) this is a transposed convolution.
 ///
-/// Shapes: d_output `[N, OD, OH, OW, C_out]`, d_input `[N, D, H, W, c]`.
+/// Shapes: `d_output` `[N, OD, OH, OW, C_out]`, `d_input` `[N, D, H, W, c]`.
 ///
 /// # Errors
 /// [`Error::ExceedsLimit`] when one sample does not fit a binding.
