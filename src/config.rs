@@ -301,10 +301,10 @@ pub struct Discover {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Autoencoder {
-    /// Grid that whole volumes are resized to.
-    pub input: [usize; 3],
-    /// Channels of the first convolution; features are 16 times as wide (published: 32, 512).
-    pub base_channels: usize,
+    /// Grid that whole volumes are resized to; `"auto"`: twice `cube.size` (published: 128×128×64 for cubes of 64×64×32).
+    pub input: Auto<[usize; 3]>,
+    /// Channels of the first convolution, features are 16 times as wide; `"auto"`: `model.base_channels` (published: 32, 512).
+    pub base_channels: Auto<usize>,
     /// Skip connections (published default of the code; off here, see the README).
     pub skips: bool,
     /// Scans per step.
@@ -414,8 +414,8 @@ impl Default for Config {
                 draws: 200,
                 write_cubes: false,
                 autoencoder: Autoencoder {
-                    input: [128, 128, 64],
-                    base_channels: 32,
+                    input: Auto::AUTO,
+                    base_channels: Auto::AUTO,
                     skips: false,
                     batch_size: 8,
                     learning_rate: 1e-3,
@@ -503,6 +503,23 @@ impl Config {
         leaves(&table).into_iter().try_fold(self, |config, (key, value)| config.with(&key, value))
     }
 
+    /// Grid that the autoencoder sees.
+    pub fn autoencoder_input(&self) -> [usize; 3] {
+        self.discover.autoencoder.input.given().unwrap_or_else(|| self.cube.size.map(|s| (2 * s).min(512)))
+    }
+
+    /// Channels of the autoencoder's first convolution.
+    pub fn autoencoder_base(&self) -> usize {
+        self.discover.autoencoder.base_channels.given().unwrap_or(self.model.base_channels)
+    }
+
+    /// The autoencoder's settings with nothing left to derive.
+    #[must_use]
+    pub fn autoencoder(&self) -> Autoencoder {
+        let (input, base_channels) = (Auto::Given(self.autoencoder_input()), Auto::Given(self.autoencoder_base()));
+        Autoencoder { input, base_channels, ..self.discover.autoencoder.clone() }
+    }
+
     /// The complete configuration as TOML.
     ///
     /// # Panics
@@ -570,13 +587,15 @@ impl Config {
             );
         }
         let ae = &d.autoencoder;
-        if ae.input.iter().any(|&s| s == 0 || s % unit != 0 || s > 512) {
-            return bad("discover.autoencoder.input", format!("{:?} must be multiples of {unit} up to 512", ae.input));
+        if let Some(input) = ae.input.given()
+            && input.iter().any(|&s| s == 0 || s % unit != 0 || s > 512)
+        {
+            return bad("discover.autoencoder.input", format!("{input:?} must be multiples of {unit} up to 512"));
         }
         for (key, v) in [
             ("train.batch_size", t.batch_size),
             ("discover.autoencoder.batch_size", ae.batch_size),
-            ("discover.autoencoder.base_channels", ae.base_channels),
+            ("discover.autoencoder.base_channels", self.autoencoder_base()),
             ("discover.neighbours", d.neighbours),
             ("discover.validation_neighbours", d.validation_neighbours),
             ("discover.draws", d.draws),

@@ -21,8 +21,8 @@ use crate::files;
 const PRESET: &str = include_str!("demo.toml");
 const PATIENTS: usize = 24;
 const TYPES: usize = 4;
-const SIZE: [usize; 3] = [96, 96, 48];
-const SPACING: [f64; 3] = [3.6, 3.6, 6.0];
+const SIZE: [usize; 3] = [192, 192, 96];
+const SPACING: [f64; 3] = [1.9, 1.9, 3.4];
 /// Folder of the synthetic scans.
 const PHANTOMS: &str = "phantoms";
 const RUN: &str = "run";

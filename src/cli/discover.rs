@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::args::{Common, RunArgs};
+use super::run::{Source, store_folder};
 use super::{stages, text};
 use crate::config::Config;
 use crate::error::Result;
@@ -20,7 +21,12 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(common: &Common, a: &Args) -> Result<()> {
-    let mut ready = stages::begin(common, &a.run, &a.inputs, Config::default())?;
+    let mut inputs = a.inputs.clone();
+    // To discover anew on another run's scans is to begin with its store.
+    if let (Source::Run(other), Some(_)) = (Source::of(&inputs)?, &a.run.out) {
+        inputs = vec![store_folder(&other)];
+    }
+    let mut ready = stages::begin(common, &a.run, &inputs, Config::default())?;
     let manifest = stages::discover(&mut ready)?;
     let dir = ready.run.dir();
     let file = dir.join(super::run::DISCOVER).join(crate::discover::run::MANIFEST);

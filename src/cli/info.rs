@@ -189,9 +189,33 @@ fn print(value: &Value, indent: usize) {
 fn short(value: &Value) -> String {
     match value {
         Value::String(s) => s.clone(),
+        Value::Number(n) => n.as_f64().filter(|_| n.is_f64()).map_or_else(|| n.to_string(), real),
         Value::Array(items) if items.iter().all(Value::is_number) => items.iter().map(short).collect::<Vec<_>>().join(" × "),
+        Value::Array(rows) => rows.iter().map(|r| short(r).replace(" × ", " ")).collect::<Vec<_>>().join("; "),
         Value::Bool(b) => if *b { "yes" } else { "no" }.to_owned(),
         Value::Null => "–".to_owned(),
         other => other.to_string(),
+    }
+}
+
+/// Six decimals at most; header numbers are f32 and read better so.
+fn real(v: f64) -> String {
+    if v != 0.0 && v.abs() < 1e-4 {
+        return format!("{v:.3e}");
+    }
+    let text = format!("{v:.6}");
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_read_well() {
+        let affine = json!([[-3.5999999046325684, 0.0], [0.0, 171.0]]);
+        let shown =
+            [json!(0.08627685868863949), json!(1e-7), json!(12), json!([3.5999999046325684, 6.0]), affine, json!(true)].map(|v| short(&v));
+        assert_eq!(shown, ["0.086277", "1.000e-7", "12", "3.6 × 6", "-3.6 0; 0 171", "yes"]);
     }
 }

@@ -155,9 +155,9 @@ fn needs(config: &Config, caps: &Caps, ops: bool) -> Result<Vec<Need>> {
     let joint = Objective::Joint { classes, restoration: config.loss.restoration, classification: config.loss.classification };
     let mut list = vec![(
         Objective::Autoencoder { skips: ae.skips },
-        Spec::autoencoder(ae.base_channels, config.model.depth),
+        Spec::autoencoder(config.autoencoder_base(), config.model.depth),
         ae.batch_size,
-        ae.input,
+        config.autoencoder_input(),
         Optimiser::Adam,
     )];
     if t.classification_epochs > 0 && t.max_steps != 1 {

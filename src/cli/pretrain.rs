@@ -49,5 +49,5 @@ pub(super) fn train(ready: &mut Ready, manifest: &std::sync::Arc<Manifest>, begu
     let trained = pretrain::run(ctx, config, &data, run.dir(), run.resume, interrupted, watch);
     watch.finish();
     let state = trained?;
-    Outcome::new(run.dir(), config, store, manifest, &state, begun.elapsed())
+    Outcome::new(run.dir(), config, store, manifest, &state, begun.elapsed(), ctx.memory().1)
 }

@@ -108,11 +108,40 @@ impl Run {
         &self.dir
     }
 
-    /// The configuration that options are laid over: that of the run, or `otherwise`.
-    pub(super) fn base(&self, otherwise: Config) -> Result<Config> {
-        match self.found {
-            Found::Run => Config::load(Some(&self.dir.join(CONFIG)), &[]),
-            Found::Absent | Found::Empty => Ok(otherwise),
+    /// The settings of the run, if there is one.
+    pub(super) fn settings(&self) -> Result<Option<Config>> {
+        (self.found == Found::Run).then(|| Config::load(Some(&self.dir.join(CONFIG)), &[])).transpose()
+    }
+
+    /// Whether training may go on with `config` after it began with `before`.
+    ///
+    /// # Errors
+    /// Names the setting that decides what has been made already.
+    pub(super) fn check_settings(&self, before: &Config, config: &Config) -> Result<()> {
+        if !self.dir.join("checkpoints/last.safetensors").is_file() {
+            return Ok(());
+        }
+        let fixed = [
+            ("seed", before.seed != config.seed),
+            ("prepare", before.prepare != config.prepare),
+            ("cube", before.cube != config.cube),
+            ("discover", before.discover != config.discover),
+            ("model", before.model != config.model),
+        ];
+        match fixed.iter().find(|(_, differs)| *differs) {
+            Some((key, _)) => Err(Error::input(
+                &self.dir,
+                format!("has begun to train with other settings under `{key}` than are asked for; set them back or start a new run"),
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// Puts settings back with which the run could go on.
+    pub(super) fn restore(&self, before: Option<&Config>) {
+        if let Some(before) = before {
+            // What made this necessary is reported already.
+            let _ = files::write_bytes(&self.dir.join(CONFIG), before.to_toml().as_bytes());
         }
     }
 
@@ -174,6 +203,15 @@ fn store(dir: &Path, source: Option<Source>) -> Result<Store> {
     match source {
         Some(Source::Store(path)) => Store::open(&path),
         _ => Store::open(&dir.join(PREPARED)),
+    }
+}
+
+/// The folder of the store that the run in `dir` learns from.
+pub(super) fn store_folder(dir: &Path) -> PathBuf {
+    match source(dir) {
+        Some(Source::Store(path)) => path,
+        Some(Source::Run(other)) if other != dir => store_folder(&other),
+        _ => dir.join(PREPARED),
     }
 }
 

@@ -7,7 +7,7 @@ use super::args::{Common, RunArgs};
 use super::run::{self, DISCOVER, PREPARED, Run, Source};
 use super::watch::Watch;
 use super::{previews, stop, text};
-use crate::config::{Auto, Config};
+use crate::config::{Auto, Config, Filter};
 use crate::data::prepare::{Progress as Step, prepare_if};
 use crate::data::store::{Split, Store};
 use crate::discover::coordinates::Rules;
@@ -28,6 +28,8 @@ pub(super) struct Ready {
     pub(super) store: Store,
     pub(super) watch: Watch,
     source: Source,
+    /// Settings before this call, if it continues a run.
+    before: Option<Config>,
 }
 
 /// Opens or starts the run that the options name, and prepares its scans. `preset` are the settings of a new run.
@@ -51,11 +53,16 @@ pub(super) fn begin(common: &Common, args: &RunArgs, inputs: &[PathBuf], preset:
         (None, Some(recorded)) => recorded,
         (None, None) => return Err(Error::Usage("no scans were given; name scan files or folders, a prepared store, or a run".into())),
     };
-    let base = match &source {
-        Source::Run(other) => Config::load(Some(&other.join("config.toml")), &[])?,
-        _ => preset,
+    let before = run.settings()?;
+    let base = match (&before, &source) {
+        (Some(before), _) => before.clone(),
+        (None, Source::Run(other)) => Config::load(Some(&other.join("config.toml")), &[])?,
+        (None, _) => preset,
     };
-    let mut config = args.settings.on(run.base(base)?)?;
+    let mut config = args.settings.on(base)?;
+    if let Some(before) = &before {
+        run.check_settings(before, &config)?;
+    }
     let ctx = common.context()?;
     let published = Config::default().cube.size;
     if config.cube.size != published {
@@ -72,10 +79,11 @@ pub(super) fn begin(common: &Common, args: &RunArgs, inputs: &[PathBuf], preset:
     match ready {
         Ok(store) => {
             let watch = Watch::new(run.dir(), common.json);
-            Ok(Ready { ctx, config, run, store, watch, source })
+            Ok(Ready { ctx, config, run, store, watch, source, before })
         }
         Err(e) => {
             run.undo();
+            run.restore(before.as_ref());
             Err(e)
         }
     }
@@ -183,7 +191,7 @@ pub(super) fn prepare(
 
 /// The patterns of a run, with their pictures.
 pub(super) fn discover(ready: &mut Ready) -> Result<Arc<Manifest>> {
-    let Ready { ctx, config, run, store, watch, source } = ready;
+    let Ready { ctx, config, run, store, watch, source, before } = ready;
     let manifest = if let Source::Run(other) = source {
         taken_over(other, config, store)?
     } else {
@@ -192,6 +200,9 @@ pub(super) fn discover(ready: &mut Ready) -> Result<Arc<Manifest>> {
         watch.expect_autoencoder(config, train);
         let found = crate::discover::run::run(ctx, config, store, &run.dir().join(DISCOVER), run.resume, interrupted, watch);
         watch.finish();
+        if found.as_ref().is_err_and(|e| e.exit_code() == 2) {
+            run.restore(before.as_ref());
+        }
         found?
     };
     let folder = run.dir().join("previews");
@@ -210,6 +221,9 @@ fn taken_over(other: &Path, config: &Config, store: &Store) -> Result<Arc<Manife
     let found = manifest.header();
     let mut wanted = Header::new(config, store.modality(), store.grid(), store.hash(), &found.autoencoder);
     wanted.discover.write_cubes = found.discover.write_cubes;
+    if config.discover.filter == Filter::Auto {
+        wanted.discover.filter = found.discover.filter;
+    }
     let keys = [
         ("seed", found.seed != wanted.seed),
         ("cube", found.cube != wanted.cube),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
+use super::text;
 use crate::config::Config;
 use crate::data::store::Store;
 use crate::discover::manifest::Manifest;
@@ -27,6 +28,8 @@ pub(super) struct Outcome {
     wall: Duration,
     /// Seconds of all training steps, those before a resumption included.
     training_seconds: f64,
+    /// Most device memory in use at once during this call.
+    peak_bytes: u64,
 }
 
 /// A key number: name, value in words, remark, value for machines.
@@ -34,7 +37,15 @@ pub(super) type Card = (&'static str, String, String, Value);
 
 impl Outcome {
     /// Collects the results from the files of `run`.
-    pub(super) fn new(run: &Path, config: &Config, store: &Store, manifest: &Manifest, state: &State, wall: Duration) -> Result<Self> {
+    pub(super) fn new(
+        run: &Path,
+        config: &Config,
+        store: &Store,
+        manifest: &Manifest,
+        state: &State,
+        wall: Duration,
+        peak_bytes: u64,
+    ) -> Result<Self> {
         let (best, ..) = read_checkpoint(&run.join("checkpoints/best.safetensors"))?;
         let records = log::read(&run.join("metrics.jsonl"))?;
         let batch = config.train.batch_size as f64;
@@ -48,6 +59,7 @@ impl Outcome {
             best: (best.epoch, best.validation.unwrap_or_default()),
             wall,
             training_seconds,
+            peak_bytes,
         })
     }
 
@@ -77,6 +89,7 @@ impl Outcome {
                 format!("this call: {}", seconds(self.wall.as_secs_f64())),
                 json!(self.training_seconds),
             ),
+            ("Device memory", text::bytes(self.peak_bytes), "most in use at once".into(), json!(self.peak_bytes)),
         ]
     }
 
@@ -101,7 +114,7 @@ impl Outcome {
             "run": self.run.to_string_lossy(), "weights": self.weights().to_string_lossy(), "steps": self.steps, "classes": self.classes,
             "best_epoch": self.best.0, "validation_loss": v.loss, "validation_accuracy": v.accuracy, "chance": 1.0 / self.classes as f64,
             "restoration_error": v.restoration, "identity_error": v.identity, "training_seconds": self.training_seconds,
-            "wall_seconds": self.wall.as_secs_f64(), "report": self.run.join("report.html").to_string_lossy(),
+            "device_bytes_peak": self.peak_bytes, "wall_seconds": self.wall.as_secs_f64(), "report": self.run.join("report.html").to_string_lossy(),
         })
     }
 

@@ -163,7 +163,7 @@ pub(super) fn differences(a: &Value, b: &Value) -> String {
 
 /// Everything that decides the weights, as checkpoints record it.
 fn identity(config: &Config, store: &Store) -> Result<Value> {
-    let settings = serde_json::to_value(&config.discover.autoencoder).map_err(|e| Error::Failed(e.to_string()))?;
+    let settings = serde_json::to_value(config.autoencoder()).map_err(|e| Error::Failed(e.to_string()))?;
     Ok(json!({
         "prepared set": store.hash(), "seed": config.seed, "model": { "depth": config.model.depth },
         "discover": { "autoencoder": settings },
@@ -192,7 +192,7 @@ fn best(dir: &Path) -> PathBuf {
 }
 
 fn spec(config: &Config) -> Spec {
-    Spec::autoencoder(config.discover.autoencoder.base_channels, config.model.depth)
+    Spec::autoencoder(config.autoencoder_base(), config.model.depth)
 }
 
 /// Looks for an autoencoder for `store` in `dir`; `resume` tells whether an unfinished one is to be continued.

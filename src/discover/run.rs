@@ -14,12 +14,12 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::autoencoder::{self, Found, Scans, Trained, differences, positions, stop};
-use super::coordinates::{self, Place, Rules};
+use super::coordinates::{self, Place, Rules, Tissue};
 use super::cubes;
 use super::features::Features;
 use super::manifest::{Header, Inputs, Manifest, Scan};
 use super::neighbours::Ranking;
-use crate::config::Config;
+use crate::config::{Config, Filter};
 use crate::data::store::{Split, Store};
 use crate::error::{Error, Result};
 use crate::files;
@@ -49,7 +49,9 @@ pub fn run(
     interrupted: &AtomicBool,
     observer: &mut dyn Observer,
 ) -> Result<Arc<Manifest>> {
-    let rules = check(config, store)?;
+    check(config, store)?;
+    let (config, places) = decide(config, store, interrupted, observer)?;
+    let config = &config;
     let (folder, path) = (out.join("autoencoder"), out.join(MANIFEST));
     let found = autoencoder::find(config, store, &folder, resume, observer)?;
     if let Found::Finished(trained) = &found
@@ -60,15 +62,13 @@ pub fn run(
         }
         return Ok(Arc::new(manifest));
     }
-    let places = places(config, store, &rules, interrupted)?;
-
     files::create_dir(out)?;
     // The manifest stands for a complete discovery, and what was there is not one of these settings.
     if path.exists() {
         std::fs::remove_file(&path).map_err(Error::io("remove", &path))?;
     }
     cubes::remove(&out.join("cubes"))?;
-    let size = config.discover.autoencoder.input;
+    let size = config.autoencoder_input();
     let mut scans = None;
     let trained = match found {
         Found::Finished(trained) => {
@@ -134,7 +134,7 @@ pub fn data(manifest: &Arc<Manifest>, store: &Store) -> Result<Data> {
 }
 
 /// Whether settings and scans can work at all.
-fn check(config: &Config, store: &Store) -> Result<Rules> {
+fn check(config: &Config, store: &Store) -> Result<()> {
     config.validate()?;
     let (train, validation) = (positions(store, Split::Train), positions(store, Split::Validation));
     let n = store.scans().len();
@@ -172,9 +172,7 @@ fn check(config: &Config, store: &Store) -> Result<Rules> {
             return Err(Error::Usage(format!("configuration key `{key}`: {k} is too large; at most {} neighbours are found", knn::MAX_K)));
         }
     }
-    let rules = Rules::new(config, store.modality());
-    rules.starts(id, grid)?;
-    Ok(rules)
+    Rules::new(config, store.modality()).starts(id, grid).map(|_| ())
 }
 
 /// The manifest at `path` if it is the one that `config` and `trained` make of `store`.
@@ -200,6 +198,22 @@ fn reusable(config: &Config, store: &Store, trained: &Trained, path: &Path, obse
     let what = differences(&json(manifest.header())?, &json(&expected)?);
     observer.note(&format!("{} is made again: it was made with other settings or scans ({what} differ)", path.display()));
     Ok(None)
+}
+
+/// The configuration with its tissue filter decided, and the coordinates. Where the filter is left to the program and no
+/// lung is to be found in scans by CT (of an abdomen, say), it is the one for other tissue.
+fn decide(config: &Config, store: &Store, interrupted: &AtomicBool, observer: &mut dyn Observer) -> Result<(Config, Vec<Place>)> {
+    let lung = Rules::new(config, store.modality());
+    let mut config = config.clone();
+    let found = match places(&config, store, &lung, interrupted) {
+        Err(Error::Usage(why)) if config.discover.filter == Filter::Auto && matches!(lung.tissue, Tissue::Lung { .. }) => {
+            observer.note(&format!("discover.filter is foreground instead of lung, as the scans show too little lung: {why}"));
+            config.discover.filter = Filter::Foreground;
+            places(&config, store, &Rules::new(&config, store.modality()), interrupted)?
+        }
+        found => found?,
+    };
+    Ok((config, found))
 }
 
 fn places(config: &Config, store: &Store, rules: &Rules, interrupted: &AtomicBool) -> Result<Vec<Place>> {

@@ -403,6 +403,8 @@ fn a_whole_run_leaves_everything_it_promises() {
     // A second start is refused, and continuing what is done changes nothing.
     assert!(refused(&["pretrain", text(scans()), "--out", text(run_dir)]).contains("--resume"));
     let before: Vec<_> = SAME.iter().map(|n| std::fs::read(run_dir.join(n)).unwrap()).collect();
+    let e = refused(&["pretrain", "--resume", "--out", text(run_dir), "--set", "model.base_channels=4"]);
+    assert!(e.contains("`model`"), "{e}");
     let said = json(&["pretrain", "--resume", "--out", text(run_dir)]);
     assert_eq!(said["steps"], 14);
     assert!(before == SAME.iter().map(|n| std::fs::read(run_dir.join(n)).unwrap()).collect::<Vec<_>>());
@@ -437,11 +439,24 @@ fn stages_one_by_one_give_what_the_whole_gives() {
     let manifest = |run: &Path| std::fs::read(run.join("discover/manifest.json")).unwrap();
     assert!(manifest(undisturbed()) == manifest(&run_dir));
 
+    // Settings that cannot be continued with are refused, and not kept.
+    let e = refused(&["discover", "--resume", "--out", text(&run_dir), "--set", "discover.autoencoder.base_channels=3"]);
+    assert!(e.contains("base_channels"), "{e}");
+    let again = dir.path().join("again");
+    let said = json(&["discover", text(&run_dir), "--config", text(&config), "--out", text(&again), "--set", "model.classes=2"]);
+    assert_eq!(said["classes"], 2);
+
     // The patterns of a run can be learnt from in place, and elsewhere.
     let elsewhere = dir.path().join("elsewhere");
     let first = json(&["pretrain", text(&run_dir), "--out", text(&elsewhere)]);
     let second = json(&["pretrain", text(&run_dir)]);
     assert_eq!(first["validation_loss"], second["validation_loss"]);
+    // What was planned is what was used.
+    let plan = json(&["plan", "--config", text(&config)]);
+    let planned =
+        plan["phases"].as_array().unwrap().iter().skip(1).map(|p| p["device_bytes"]["total"].as_f64().unwrap()).fold(0.0, f64::max);
+    let used = first["device_bytes_peak"].as_f64().unwrap();
+    assert!((used / planned - 1.0).abs() < 0.02, "{used} bytes were used, {planned} planned");
     let tensors = |run: &Path| File::read(&run.join("checkpoints/last.safetensors")).unwrap().tensors;
     assert!(tensors(&run_dir) == tensors(undisturbed()) && tensors(&elsewhere) == tensors(undisturbed()));
     let other = dir.path().join("other");

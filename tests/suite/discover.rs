@@ -64,7 +64,7 @@ fn config() -> Config {
     d.min_distance = 3.0;
     d.tissue_fraction = 0.95;
     let ae = &mut d.autoencoder;
-    (ae.input, ae.base_channels, ae.batch_size, ae.max_steps) = ([16, 16, 8], 2, 3, 5);
+    (ae.input, ae.base_channels, ae.batch_size, ae.max_steps) = (Auto::Given([16, 16, 8]), Auto::Given(2), 3, 5);
     c
 }
 
