@@ -1,5 +1,6 @@
 //! `Graph::backward` on the device against central differences of an f64 interpreter, for every operation with random
 //! cotangents and for whole networks.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 use std::collections::HashMap;
 

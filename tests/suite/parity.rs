@@ -1,4 +1,5 @@
 //! Whole networks against PyTorch's numbers: outputs, gradients, optimiser steps, names and shapes.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,5 @@
 //! Plans: the same every time, memory shared only between values that never live together, slices of batches.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 use std::collections::HashMap;
 
