@@ -8,8 +8,8 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 
-/// Name of the temporary sibling of `path`.
-fn sibling(path: &Path) -> PathBuf {
+/// Name of the temporary sibling that [`write_atomic`] writes before `path` takes its place.
+pub fn sibling(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(".partial");
     path.with_file_name(name)

@@ -318,25 +318,29 @@ fn read_index(dir: &Path) -> Result<Option<serde_json::Value>> {
     }
 }
 
-/// Whether a store may be written to `dir`: it is missing, empty, or already a store of ours.
+/// Whether a store may be written to `dir`: it is missing, empty but for an index that a stop left unfinished, or already a store of ours.
 pub(super) fn check_place(dir: &Path) -> Result<()> {
     match std::fs::read_dir(dir) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(e) => Err(Error::io("read", dir)(e)),
-        Ok(mut entries) => match (read_index(dir)?, entries.next()) {
-            (None, Some(_)) => {
-                Err(Error::input(dir, "is not empty and not a prepared store; choose another folder for the prepared scans"))
+        Ok(entries) => {
+            let unfinished = files::sibling(Path::new(INDEX));
+            let foreign = entries.flatten().any(|e| unfinished != Path::new(&e.file_name()));
+            if foreign && read_index(dir)?.is_none() {
+                return Err(Error::input(dir, "is not empty and not a prepared store; choose another folder for the prepared scans"));
             }
-            _ => Ok(()),
-        },
+            Ok(())
+        }
     }
 }
 
 /// Begins a store: from here on an old one in `dir` is no longer valid.
 pub(super) fn begin(dir: &Path) -> Result<()> {
-    files::create_dir(&dir.join(VOLUMES))?;
+    files::create_dir(dir)?;
     let text = format!("{{\n  \"format\": \"{FORMAT}\",\n  \"version\": {VERSION},\n  \"complete\": false\n}}\n");
-    files::write_bytes(&dir.join(INDEX), text.as_bytes())
+    // The index comes first: with it the folder is known as a store's, whenever a stop comes.
+    files::write_bytes(&dir.join(INDEX), text.as_bytes())?;
+    files::create_dir(&dir.join(VOLUMES))
 }
 
 /// Writes one volume and returns the SHA-256 of its voxels.

@@ -502,8 +502,8 @@ fn a_killed_run_goes_on_to_the_same_bytes() {
         wait_until(&mut child, reached);
         killed += usize::from(child.try_wait().unwrap().is_none());
         let _ = child.kill();
-        let status = child.wait().unwrap();
-        assert!(status.code().is_none_or(|c| c == 0), "{phase}: {status}");
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.code().is_none_or(|c| c == 0), "{phase}: {}", String::from_utf8_lossy(&output.stderr));
     }
     // Preparing is fast, so that one kill may come late.
     assert!(killed >= 4, "only {killed} kills hit");

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use semantic_genesis::config::{Auto, Config};
+use semantic_genesis::config::{Auto, Config, Filter};
 use semantic_genesis::data::cubes::cut;
 use semantic_genesis::data::nifti;
 use semantic_genesis::data::prepare::prepare;
@@ -368,6 +368,23 @@ fn few_scans_make_small_steps() {
 }
 
 #[test]
+fn without_lungs_an_undecided_filter_is_the_one_for_other_tissue() {
+    let Some(ctx) = harness::trusted() else { return };
+    let (dir, mut c) = (tempfile::tempdir().unwrap(), config());
+    c.discover.autoencoder.max_steps = 1;
+    let store = prepared(dir.path(), 3, &c);
+    // No place has no tissue at all.
+    c.discover.tissue_fraction = 0.0;
+    let (manifest, watch) = discover(ctx, &c, &store, &dir.path().join("out"));
+    assert_eq!(manifest.header().discover.filter, Filter::Foreground);
+    assert!(watch.notes.iter().any(|n| n.contains("discover.filter is foreground instead of lung")), "{:?}", watch.notes);
+    // The decision is part of what the manifest was made with, and is made again alike.
+    let (again, watch) = discover(ctx, &c, &store, &dir.path().join("out"));
+    assert_eq!(again.hash(), manifest.hash());
+    assert!(watch.notes.iter().any(|n| n.contains("is used again")), "{:?}", watch.notes);
+}
+
+#[test]
 fn what_cannot_work_is_an_error_before_any_work() {
     let Some(ctx) = harness::trusted() else { return };
     let (dir, c) = (tempfile::tempdir().unwrap(), config());
@@ -387,7 +404,7 @@ fn what_cannot_work_is_an_error_before_any_work() {
     tight.cube.size = [16, 16, 24];
     says(error(&tight, &store), &["patient-", "along z", "discover.look_ahead"]);
     let mut airy = c.clone();
-    airy.discover.tissue_fraction = 0.0;
+    (airy.discover.tissue_fraction, airy.discover.filter) = (0.0, Filter::Lung);
     says(error(&airy, &store), &["no coordinate was found for class 0 of 4", "discover.tissue_fraction"]);
     let mut apart = c.clone();
     apart.discover.min_distance = 1e4;
