@@ -6,6 +6,7 @@ use serde_json::json;
 use super::args::{Common, Settings};
 use super::text;
 use crate::config::{Config, Optimiser};
+use crate::discover::autoencoder;
 use crate::error::{Error, Result};
 use crate::gpu::{Caps, adapters};
 use crate::graph::Home;
@@ -150,14 +151,16 @@ fn op_row(o: &Row) -> Vec<String> {
 
 /// What the phases of a whole run need, in their order.
 fn needs(config: &Config, caps: &Caps, ops: bool) -> Result<Vec<Need>> {
-    let (ae, t, classes) = (&config.discover.autoencoder, &config.train, config.model.classes);
+    let (t, classes) = (&config.train, config.model.classes);
+    let ae = autoencoder::fitted(config, caps, config.discover.autoencoder.batch_size)?;
+    let input = ae.input.given().unwrap_or_else(|| config.autoencoder_input());
     let network = Spec::from(&config.model);
     let joint = Objective::Joint { classes, restoration: config.loss.restoration, classification: config.loss.classification };
     let mut list = vec![(
         Objective::Autoencoder { skips: ae.skips },
         Spec::autoencoder(config.autoencoder_base(), config.model.depth),
         ae.batch_size,
-        config.autoencoder_input(),
+        input,
         Optimiser::Adam,
     )];
     if t.classification_epochs > 0 && t.max_steps != 1 {
@@ -173,9 +176,6 @@ fn needs(config: &Config, caps: &Caps, ops: bool) -> Result<Vec<Need>> {
 fn of_phase(objective: Objective, e: Error) -> Error {
     match e {
         Error::ExceedsLimit { what, need, have, remedy } => {
-            let autoencoder = matches!(objective, Objective::Autoencoder { .. });
-            let own = "use a smaller discover.autoencoder.input, base_channels or batch_size".to_owned();
-            let remedy = if autoencoder { own } else { remedy };
             Error::ExceedsLimit { what: format!("the {} phase: {what}", objective.word()), need, have, remedy }
         }
         other => other,

@@ -224,6 +224,9 @@ fn taken_over(other: &Path, config: &Config, store: &Store) -> Result<Arc<Manife
     if config.discover.filter == Filter::Auto {
         wanted.discover.filter = found.discover.filter;
     }
+    if config.discover.autoencoder.input.given().is_none() {
+        wanted.discover.autoencoder.input = found.discover.autoencoder.input;
+    }
     let keys = [
         ("seed", found.seed != wanted.seed),
         ("cube", found.cube != wanted.cube),

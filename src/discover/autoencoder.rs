@@ -12,15 +12,16 @@ use rayon::prelude::*;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::config::{Config, Optimiser, Schedule};
+use crate::config::{Auto, Autoencoder, Config, Optimiser, Schedule};
 use crate::data::resize::resize;
 use crate::data::store::{Split, Store};
 use crate::error::{Error, Result};
 use crate::files;
-use crate::gpu::Context;
+use crate::gpu::{Caps, Context};
 use crate::interop::tensors::Data;
 use crate::kernels::optimiser::Hyper;
-use crate::model::Spec;
+use crate::model::{Mode, Spec};
+use crate::plan::Plan;
 use crate::train::checkpoint::Named;
 use crate::train::loader::Samples;
 use crate::train::log::MetricsLog;
@@ -193,6 +194,32 @@ fn best(dir: &Path) -> PathBuf {
 
 fn spec(config: &Config) -> Spec {
     Spec::autoencoder(config.autoencoder_base(), config.model.depth)
+}
+
+/// The autoencoder's settings for an adapter, with nothing left to derive: an input that is left to the program is halved
+/// along its longest axis until steps of `batch` scans fit the adapter's bindings.
+///
+/// # Errors
+/// [`Error::ExceedsLimit`] when an input that was given, or the smallest one, does not fit.
+pub fn fitted(config: &Config, caps: &Caps, batch: usize) -> Result<Autoencoder> {
+    let (mut settings, unit) = (config.autoencoder(), 1usize << (config.model.depth - 1));
+    let objective = Objective::Autoencoder { skips: settings.skips };
+    let mut size = config.autoencoder_input();
+    loop {
+        settings.input = Auto::Given(size);
+        let longest = (0..3).max_by_key(|&a| (size[a], 2 - a)).unwrap_or(0);
+        match Plan::new(&objective.graph(&spec(config), batch, size, Mode::Train)?, caps) {
+            Ok(_) => return Ok(settings),
+            Err(Error::ExceedsLimit { .. }) if config.discover.autoencoder.input.given().is_none() && size[longest] > unit => {
+                size[longest] = (size[longest] / 2).next_multiple_of(unit);
+            }
+            Err(Error::ExceedsLimit { what, need, have, .. }) => {
+                let remedy = "use a smaller discover.autoencoder.input, base_channels or batch_size".into();
+                return Err(Error::ExceedsLimit { what: format!("the autoencoder: {what}"), need, have, remedy });
+            }
+            Err(e) => return Err(e),
+        }
+    }
 }
 
 /// Looks for an autoencoder for `store` in `dir`; `resume` tells whether an unfinished one is to be continued.

@@ -312,6 +312,7 @@ impl Header {
     /// The header of what `config` makes of a prepared set.
     pub fn new(config: &Config, modality: Modality, grid: [usize; 3], store: &str, autoencoder: &str) -> Self {
         let mut discover = config.discover.clone();
+        discover.autoencoder = config.autoencoder();
         discover.filter = match Rules::new(config, modality).tissue {
             Tissue::Lung { .. } => Filter::Lung,
             Tissue::Foreground => Filter::Foreground,

@@ -50,7 +50,16 @@ pub fn run(
     observer: &mut dyn Observer,
 ) -> Result<Arc<Manifest>> {
     check(config, store)?;
-    let (config, places) = decide(config, store, interrupted, observer)?;
+    let (mut config, places) = decide(config, store, interrupted, observer)?;
+    let batch = config.discover.autoencoder.batch_size.min(positions(store, Split::Train).len());
+    let fitted = autoencoder::fitted(&config, ctx.caps(), batch)?;
+    if fitted.input.given() != Some(config.autoencoder_input()) {
+        observer.note(&format!(
+            "discover.autoencoder.input is {:?}, the most that fits this adapter",
+            fitted.input.given().unwrap_or_default()
+        ));
+    }
+    config.discover.autoencoder = fitted;
     let config = &config;
     let (folder, path) = (out.join("autoencoder"), out.join(MANIFEST));
     let found = autoencoder::find(config, store, &folder, resume, observer)?;

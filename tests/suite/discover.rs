@@ -418,3 +418,23 @@ fn what_cannot_work_is_an_error_before_any_work() {
     let alone = tempfile::tempdir().unwrap();
     says(error(&one, &prepared(alone.path(), 1, &one)), &["holds 1 scans", "at least 2"]);
 }
+
+#[test]
+fn an_autoencoder_left_to_the_program_fits_the_adapter() {
+    use semantic_genesis::discover::autoencoder::fitted;
+    use semantic_genesis::error::Error;
+    use semantic_genesis::gpu::Caps;
+    let caps = Caps::minimal();
+    let mut c = Config::default();
+    // Published: 128×128×64 at width 32, more than the smallest adapter binds.
+    let settings = fitted(&c, &caps, 2).unwrap();
+    assert_eq!((settings.input, settings.base_channels), (Auto::Given([64, 64, 64]), Auto::Given(32)));
+    let roomy = Caps { max_binding: 2 << 30, max_buffer: 8 << 30, ..caps.clone() };
+    assert_eq!(fitted(&c, &roomy, 2).unwrap().input, Auto::Given([128, 128, 64]));
+    // What was given is kept or refused.
+    c.discover.autoencoder.input = Auto::Given([128, 128, 64]);
+    match fitted(&c, &caps, 2) {
+        Err(Error::ExceedsLimit { remedy, .. }) => assert!(remedy.contains("discover.autoencoder.input"), "{remedy}"),
+        other => panic!("{other:?}"),
+    }
+}

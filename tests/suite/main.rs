@@ -4,6 +4,7 @@
 mod cli;
 mod data;
 mod discover;
+mod full_width;
 mod gradients;
 mod harness;
 mod interpreter;
