@@ -63,6 +63,7 @@ enum Verb {
 
 /// Runs the program with the process's arguments; the exit status says how it went.
 pub fn main() -> ExitCode {
+    crate::gpu::without_display();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => return refused(&e),

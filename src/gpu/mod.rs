@@ -17,3 +17,4 @@ pub use context::{AdapterReport, Buffer, Context, adapters};
 pub use dispatch::{BufferId, Dispatch, Recorder, Scalar, View};
 pub use program::{Program, run_once};
 pub use shader::{Reflection, reflect};
+pub use trusted::without_display;

@@ -1,5 +1,5 @@
 //! The one file with unsafe code of the device layer: shader modules without runtime checks.
-#![expect(unsafe_code, reason = "unchecked shader modules are worth a factor of 1.5 to 2 on the CPU adapter")]
+#![expect(unsafe_code, reason = "unchecked shader modules are worth a factor of 1.5 to 2 on the CPU adapter; a variable is set before threads start")]
 
 use naga::Module;
 
@@ -16,4 +16,15 @@ pub(super) fn shader_module(device: &wgpu::Device, label: &str, module: Module, 
     // checked counts and its divisors are non-zero. The same texts run with all checks on and
     // with guard bands around every buffer in the tests.
     unsafe { device.create_shader_module_trusted(desc, wgpu::ShaderRuntimeChecks::unchecked()) }
+}
+
+/// On Linux without a display, keeps Mesa's device-selection layer from asking for one and complaining on the error
+/// stream; the layer only orders devices, and this program orders them itself.
+///
+/// Call it before any thread is started.
+pub fn without_display() {
+    if cfg!(target_os = "linux") && std::env::var_os("XDG_RUNTIME_DIR").is_none() {
+        // SAFETY: the program calls this first of all, while it has one thread.
+        unsafe { std::env::set_var("NODEVICE_SELECT", "1") };
+    }
 }
