@@ -4,7 +4,7 @@
 // uses: grid
 // expects: Elem, LANES, D, H, W, OD, OH, OW, WB (tiles per row), CIN (Elems per input voxel), CO4, KD, KH, SD, SH, SW, PD, PH, PW, BODY, BLOCKS;
 // FD, FH, FW: each output goes to its FD×FH×FW block, the tap chosen by the channel block (1, 1, 1 otherwise)
-struct Params { samples: u32 }
+struct Params { samples: u32, first: u32, last: u32 }   // workgroups [first, last) of the whole grid
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> input: array<Elem>;                // [N, D, H, W, CIN]
 @group(0) @binding(2) var<storage, read> packed: array<vec4<f32>>;          // [block][KD][KH][CIN][BODY]
@@ -13,12 +13,12 @@ struct Params { samples: u32 }
 
 @compute @workgroup_size(LANES)
 //@signature
-    let group = flat_group(wg, count);
+    let group = p.first + flat_group(wg, count);
     let items = p.samples * OD * OH * WB;
     let blocks = (items + LANES - 1u) / LANES;
     let block = min(group / blocks, BLOCKS - 1u);
     let item = (group % blocks) * LANES + t;
-    let live = item < items && group / blocks < BLOCKS;
+    let live = item < items && group < p.last;
     let at = min(item, items - 1u);
     let wb = at % WB;
     let oh = (at / WB) % OH;

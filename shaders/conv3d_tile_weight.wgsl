@@ -2,7 +2,7 @@
 // WIDE output channels, and walks its split's run of output rows; conv3d_sum.wgsl adds the splits in a fixed order.
 // uses: grid
 // expects: Elem (vec4<f32> or f32), LANES, D, H, W, OD, OH, OW, WB, CIN, CO4, KD, KH, SD, SH, SW, PD, PH, PW, BLOCKS
-struct Params { samples: u32, splits: u32 }
+struct Params { samples: u32, splits: u32, first: u32, last: u32 }   // workgroups [first, last) of the whole grid
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> input: array<Elem>;                // [N, D, H, W, CIN]
 @group(0) @binding(2) var<storage, read> d_output: array<vec4<f32>>;        // [N, OD, OH, OW, CO4]
@@ -10,13 +10,13 @@ struct Params { samples: u32, splits: u32 }
 
 @compute @workgroup_size(LANES)
 //@signature
-    let group = flat_group(wg, count);
+    let group = p.first + flat_group(wg, count);
     let items = KD * KH * CIN;
     let blocks = (items + LANES - 1u) / LANES;
     let item = (group % blocks) * LANES + t;
     let block = (group / blocks) % BLOCKS;
     let split = group / (blocks * BLOCKS);
-    let live = item < items && split < p.splits;
+    let live = item < items && group < p.last;
     let at = min(item, items - 1u);
     let c = at % CIN;
     let kh = (at / CIN) % KH;

@@ -284,11 +284,20 @@ impl Context {
     /// # Errors
     /// [`Error::Gpu`] when the device failed or hangs.
     pub fn wait(&self) -> Result<()> {
-        // A software adapter may be legitimately slow; a hung one is found by its driver.
-        let polled = self.device.poll(wgpu::PollType::Wait { submission_index: None, timeout: None });
         self.check()?;
-        polled.map_err(|e| Error::Gpu(format!("{}: waiting for the device failed: {e}", self.caps.name)))?;
-        Ok(())
+        // A software adapter may be legitimately slow; a hung one is found by its driver. wgpu panics when the device is
+        // lost while it waits; that is an error like any other here.
+        let poll = || self.device.poll(wgpu::PollType::Wait { submission_index: None, timeout: None });
+        let polled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(poll));
+        self.check()?;
+        match polled {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(e)) => Err(Error::Gpu(format!("{}: waiting for the device failed: {e}", self.caps.name))),
+            Err(_) => Err(Error::Gpu(format!(
+                "{}: the device was lost; update the driver or use a smaller train.batch_size, then continue with --resume",
+                self.caps.name
+            ))),
+        }
     }
 
     /// The first failure the device has reported, as an error.

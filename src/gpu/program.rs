@@ -6,6 +6,9 @@ use super::shader::{ParamsLayout, reflect};
 use super::{Buffer, BufferId, Context, Dispatch, Kind, Recorder, trusted};
 use crate::error::{Error, Result};
 
+/// Operations that an adapter can do in the time of moving a byte, roughly.
+const OPERATIONS_PER_BYTE: u64 = 20;
+
 /// A compiled entry point.
 pub(super) struct Pipeline {
     raw: wgpu::ComputePipeline,
@@ -163,7 +166,8 @@ impl Program {
                 have: format!("{}²", ctx.caps().max_groups),
                 remedy: "use a smaller train.batch_size".into(),
             })?;
-            steps.push(Step { pipeline, group, groups, flops: d.flops });
+            // What only moves data takes time as well: so many operations could be done in the time of moving a byte.
+            steps.push(Step { pipeline, group, groups, flops: d.flops + OPERATIONS_PER_BYTE * d.bytes });
         }
         let flops_per_submit = match ctx.caps().kind {
             Kind::Cpu => 100_000_000_000,

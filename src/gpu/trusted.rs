@@ -1,5 +1,8 @@
 //! The one file with unsafe code of the device layer: shader modules without runtime checks.
-#![expect(unsafe_code, reason = "unchecked shader modules are worth a factor of 1.5 to 2 on the CPU adapter; a variable is set before threads start")]
+#![expect(
+    unsafe_code,
+    reason = "unchecked shader modules are worth a factor of 1.5 to 2 on the CPU adapter; a variable is set before threads start"
+)]
 
 use naga::Module;
 

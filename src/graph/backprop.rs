@@ -33,10 +33,15 @@ impl Graph {
         }
         // The sum, when there were several contributions, is itself a computed value: parameters
         // take theirs at the operation that makes the last contribution.
-        for (index, _) in self.params.list().iter().enumerate() {
+        for index in 0..self.params.list().len() {
             let Some(param) = self.values.iter().position(|v| v.home == Home::Param(index)) else { continue };
             if let Some(&g) = grads.get(&ValueId(param)) {
-                self.values[g.0].home = Home::Grad(index);
+                // A gradient that is passed through, or that is two parameters', needs a place of its own.
+                let shared = self.values[g.0].home != Home::Computed || self.nodes.iter().any(|n| n.inputs.contains(&g));
+                let shape = self.shape(g);
+                let own = if shared { self.push1("param.grad", Op::Scale(1.0), vec![g], shape) } else { g };
+                self.values[own.0].home = Home::Grad(index);
+                grads.insert(ValueId(param), own);
             }
         }
         wanted

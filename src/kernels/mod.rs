@@ -141,14 +141,15 @@ pub fn batch_parts(
         });
     }
     let by_flops = (caps.max_dispatch_flops() / flops.max(1)).max(1);
-    let most = usize::try_from(by_binding.min(by_flops)).unwrap_or(usize::MAX);
+    let [by_binding, by_flops] = [by_binding, by_flops].map(|n| usize::try_from(n).unwrap_or(usize::MAX));
+    let most = by_binding.min(by_flops);
     if most >= batch {
         return Ok(vec![(0, batch)]);
     }
     // Every part but the last starts and ends at an offset that every sliced tensor can be bound at.
     let unit = (1..=64usize).find(|u| elements.iter().all(|e| ((e * u) as u64 * 4).is_multiple_of(caps.storage_align))).unwrap_or(64);
-    let step = most / unit * unit;
-    if step == 0 {
+    let step = (most / unit * unit).max(unit);
+    if step > by_binding {
         return Err(Error::ExceedsLimit {
             what: format!("{unit} samples of {op}, the fewest that can be bound together,"),
             need: format!("{:.1} MiB", unit as f64 * largest as f64 / 1_048_576.0),

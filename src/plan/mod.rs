@@ -11,7 +11,7 @@ mod session;
 
 pub use session::{Session, Store};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gpu::{BufferId, Caps, Dispatch, Recorder};
 use crate::graph::{Graph, Home, ValueId};
 
@@ -117,7 +117,29 @@ impl Plan {
                 slots: node.outputs.iter().filter_map(|o| plan.slot_of[o.0]).collect(),
             });
         }
+        plan.check(caps)?;
         Ok(plan)
+    }
+
+    /// Whether the adapter has buffers and bindings as large as the plan's.
+    fn check(&self, caps: &Caps) -> Result<()> {
+        let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / 1_048_576.0);
+        let exceeds = |what: String, need: u64, have: String| Error::ExceedsLimit {
+            what,
+            need: mib(need),
+            have,
+            remedy: "use a smaller train.batch_size, cube.size or model.base_channels".into(),
+        };
+        if let Some(&bytes) = self.slots.iter().find(|&&b| b > caps.max_buffer) {
+            return Err(exceeds("a tensor".into(), bytes, format!("{} per buffer", mib(caps.max_buffer))));
+        }
+        let largest = self.dispatches.iter().flat_map(|d| d.bindings.iter().map(move |b| (b.len, d))).max_by_key(|(len, _)| *len);
+        match largest {
+            Some((len, d)) if len > caps.max_binding => {
+                Err(exceeds(format!("a buffer of {}", d.label), len, format!("{} per binding", mib(caps.max_binding))))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The buffer behind a value's id.

@@ -75,6 +75,14 @@ impl MetricsLog {
         let line = format!("{record}\n");
         self.file.write_all(line.as_bytes()).and_then(|()| self.file.flush()).map_err(Error::io("append to", &self.path))
     }
+
+    /// Waits until all records are on the disk.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if they cannot be written.
+    pub fn sync(&self) -> Result<()> {
+        self.file.sync_data().map_err(Error::io("write", &self.path))
+    }
 }
 
 /// All records of the log at `path`; a torn last line is left out.

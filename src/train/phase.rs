@@ -37,6 +37,8 @@ pub struct State {
     pub epoch: u32,
     /// Batches of it that are done.
     pub index: u32,
+    /// The configured learning rate that the schedule started from.
+    pub rate: f32,
     /// Schedule and best loss.
     pub standing: Standing,
     /// Sums over the current epoch's steps: total, restoration, classification.
@@ -177,6 +179,7 @@ impl Phase<'_> {
             updates: 0,
             epoch: 0,
             index: 0,
+            rate: self.rate,
             standing: Standing::new(self.rate),
             sums: [0.0; 3],
             done: false,
@@ -213,6 +216,11 @@ impl Phase<'_> {
         let store = Store::new(ctx, &graph, self.config.seed)?;
         let mut update = Update::new(ctx, &store, self.optimiser, self.hyper, self.clip_norm)?;
         let resuming = state.updates > 0;
+        if state.rate != self.rate {
+            // Another learning rate was asked for; the schedule's reductions so far stay.
+            state.standing.rate *= self.rate / state.rate;
+            state.rate = self.rate;
+        }
         if let Some(named) = weights {
             load_state_dict(ctx, &store, named, resuming)?;
             if resuming {
@@ -229,6 +237,12 @@ impl Phase<'_> {
             ));
         }
         let per_epoch = u32::try_from(self.train.train_batches(self.batch)).unwrap_or(u32::MAX);
+        if state.index >= per_epoch && !state.done {
+            return Err(Error::Usage(format!(
+                "the run stopped after batch {} of an epoch, but epochs now have {per_epoch} batches; continue with the train.batch_size it was started with",
+                state.index
+            )));
+        }
         let key = Key::new(u64::from(self.config.seed)).fold(self.objective.stream(), 0);
         let mut loader = Loader::train(self.train.clone(), self.batch, key, state.epoch, state.index)?;
         let mut clock = Instant::now();
@@ -239,7 +253,7 @@ impl Phase<'_> {
             update.measure(ctx)?;
             let (losses, norm) = self.losses(&train.session, &update)?;
             if !losses.iter().all(|l| l.is_finite()) || !norm.is_finite() {
-                let place = self.first_non_finite(&store, &train.session)?;
+                let place = self.first_non_finite(&store, &train.session).unwrap_or_else(|e| format!("a layer that was not found ({e})"));
                 return Err(Error::Failed(format!(
                     "step {} ({}): the loss is {} and the gradient norm {norm}, first not finite at {place}; the last good checkpoint is {}; lower train.learning_rate or set train.clip_norm",
                     state.step + 1,
@@ -275,13 +289,13 @@ impl Phase<'_> {
             if state.index == per_epoch || limit {
                 self.end_epoch(&mut state, &store, &evaluate, log, observer)?;
                 state.done = limit || state.epoch as usize >= self.max_epochs || state.standing.stops(&self.rules);
-                self.save_last(&state, &store, &update)?;
+                self.save_last(&state, &store, &update, log)?;
                 clock = Instant::now();
             } else if self.checkpoint_steps > 0 && state.updates.is_multiple_of(self.checkpoint_steps as u64) {
-                self.save_last(&state, &store, &update)?;
+                self.save_last(&state, &store, &update, log)?;
             }
             if self.interrupted.load(Ordering::Relaxed) {
-                self.save_last(&state, &store, &update)?;
+                self.save_last(&state, &store, &update, log)?;
                 return Err(Error::Interrupted(format!("stopped after step {}; continue with --resume", state.step)));
             }
         }
@@ -414,7 +428,9 @@ impl Phase<'_> {
         Ok(value.to_string())
     }
 
-    fn save_last(&self, state: &State, store: &Store, update: &Update) -> Result<()> {
+    fn save_last(&self, state: &State, store: &Store, update: &Update, log: &MetricsLog) -> Result<()> {
+        // A checkpoint that survives a power cut must not outlive the records of its steps.
+        log.sync()?;
         let mut tensors = state_dict(self.ctx, store, state.updates)?;
         update.save(self.ctx, store, &mut tensors)?;
         File { tensors, metadata: Some(self.metadata(state)?) }.write(self.last)

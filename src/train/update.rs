@@ -2,7 +2,7 @@
 
 use super::checkpoint::{Named, download, upload};
 use crate::config::Optimiser;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gpu::{Buffer, BufferId, Context, Program, Recorder, View};
 use crate::kernels::optimiser::{self, Hyper, SCALARS};
 use crate::plan::Store;
@@ -86,25 +86,36 @@ impl Update {
         self.apply.run(ctx)
     }
 
-    /// The moments as tensors called `optimizer.exp_avg.<name>` and `optimizer.exp_avg_sq.<name>`.
+    /// Prefix of the first buffer's tensors, PyTorch's word for it.
+    fn first_name(&self) -> &'static str {
+        if self.second.is_some() { "optimizer.exp_avg." } else { "optimizer.momentum_buffer." }
+    }
+
+    /// The moments as tensors called `optimizer.exp_avg.<name>` and `optimizer.exp_avg_sq.<name>` (Adam) or
+    /// `optimizer.momentum_buffer.<name>` (SGD).
     ///
     /// # Errors
     /// What the device reports.
     pub fn save(&self, ctx: &Context, store: &Store, into: &mut Named) -> Result<()> {
-        download(ctx, &self.first, &store.param_list, "optimizer.exp_avg.", into)?;
+        download(ctx, &self.first, &store.param_list, self.first_name(), into)?;
         self.second.as_ref().map_or(Ok(()), |s| download(ctx, s, &store.param_list, "optimizer.exp_avg_sq.", into))
     }
 
     /// Takes back what [`Update::save`] wrote, and the number of updates done.
     ///
     /// # Errors
-    /// As [`upload`].
+    /// As [`upload`]; [`Error::Failed`] when they are another optimiser's.
     pub fn load(&mut self, ctx: &Context, store: &Store, steps: u64, from: &Named) -> Result<()> {
         self.steps = steps;
-        upload(ctx, &self.first, &store.param_list, "optimizer.exp_avg.", from)?;
+        let mut report = upload(ctx, &self.first, &store.param_list, self.first_name(), from)?;
         if let Some(second) = &self.second {
-            upload(ctx, second, &store.param_list, "optimizer.exp_avg_sq.", from)?;
+            report.missing.extend(upload(ctx, second, &store.param_list, "optimizer.exp_avg_sq.", from)?.missing);
         }
-        Ok(())
+        match report.missing.first() {
+            None => Ok(()),
+            Some(name) => Err(Error::Failed(format!(
+                "the checkpoint lacks this optimiser's moments of `{name}`; continue with the train.optimiser it was made with"
+            ))),
+        }
     }
 }

@@ -1,8 +1,9 @@
 //! f64 references and the shapes on which every variant is compared with them.
 
 use super::{Geom, Source, Variant, backward_input_with, backward_weight_with, forward_with, tile};
+use crate::error::Result;
+use crate::gpu::{Context, Recorder};
 use crate::kernels::check::{Case, Outcome, Trial, compare, numbers};
-use crate::{error::Result, gpu::Context};
 
 /// Visits every (n, output voxel, input voxel, tap) that a convolution multiplies, as flat voxel indices.
 fn visit(g: &Geom, mut f: impl FnMut(usize, usize, usize)) {
@@ -167,6 +168,46 @@ fn backward_weight_case(ctx: &Context, g: &Geom, sources: &[Source]) -> Result<O
     Ok(worst(outcomes))
 }
 
+/// Cuts each tile dispatch of `rec` into runs of `run` workgroups, as an adapter with a watchdog makes the planner do.
+fn cut_into_runs(rec: &mut Recorder<'_>, run: u64) {
+    for d in std::mem::take(&mut rec.dispatches) {
+        if !d.params.iter().any(|p| p.0 == "last") {
+            rec.push(d);
+            continue;
+        }
+        for first in (0..d.groups).step_by(usize::try_from(run).unwrap_or(1)) {
+            let last = d.groups.min(first + run);
+            let mut piece = d.clone();
+            piece.params.retain(|p| p.0 != "first" && p.0 != "last");
+            // Workgroups beyond the last are what folded grids have too many.
+            let surplus = piece.param("first", first as u32).param("last", last as u32).groups((last - first) as usize + 2);
+            rec.push(surplus);
+        }
+    }
+}
+
+/// Forward pass and weight gradient in runs of workgroups, with workgroups to spare.
+fn runs_case(ctx: &Context, g: &Geom) -> Result<Outcome> {
+    let (x, w) = (numbers(41, g.batch * g.input_sample(g.in_channels), 1.0), numbers(42, g.weight_len(), 1.0));
+    let y = numbers(43, g.batch * g.output_sample(), 1.0);
+    let wants = [reference_forward(g, &wide(&x), &wide(&w), None), reference_backward_weight(g, &wide(&x), &wide(&y))];
+    let mut outcomes = Vec::new();
+    for variant in variants(ctx, true).into_iter().skip(1) {
+        let mut t = Trial::new(ctx);
+        let (input, weight, d_output) = (t.input(&x)?, t.input(&w)?, t.input(&y)?);
+        let (output, d_weight) = (t.output(wants[0].len())?, t.output(wants[1].len())?);
+        t.run(|rec| {
+            forward_with(rec, variant, g, g.whole(), input, weight, None, output, false)?;
+            backward_weight_with(rec, variant, g, g.whole(), input, d_output, d_weight)?;
+            cut_into_runs(rec, 3);
+            Ok(())
+        })?;
+        outcomes.push(compare(&t.read(output)?, &wants[0], 1e-5)?);
+        outcomes.push(compare(&t.read(d_weight)?, &wants[1], 2e-5)?);
+    }
+    Ok(worst(outcomes))
+}
+
 /// Every pass and variant over awkward shapes.
 pub fn cases() -> Vec<Case> {
     type Shape = (usize, [usize; 3], &'static [usize], usize, [usize; 3], [usize; 3], [usize; 3]);
@@ -215,6 +256,9 @@ pub fn cases() -> Vec<Case> {
             let s = sources.clone();
             out.push(Case::new("conv3d", "backward_input", w, move |ctx| backward_input_case(ctx, &g, &s, bias)));
         }
+        if co == 24 {
+            out.push(Case::new("conv3d", "runs", what.clone(), move |ctx| runs_case(ctx, &g)));
+        }
         out.push(Case::new("conv3d", "backward_weight", what, move |ctx| backward_weight_case(ctx, &g, &sources)));
     }
     out
@@ -236,8 +280,22 @@ mod tests {
         assert!((a - b).abs() < 1e-9 && (a - c).abs() < 1e-9, "{a} {b} {c}");
     }
 
+    /// One sample that is too much for one dispatch becomes several, which together are the whole grid.
+    #[test]
+    fn long_dispatches_are_cut() {
+        let caps = crate::gpu::Caps { max_binding: 2 << 30, ..crate::gpu::Caps::minimal() };
+        let g = Geom::new(1, [128, 128, 64], 128, 64, [3; 3], [1; 3], [1; 3]).unwrap();
+        let mut rec = Recorder::new(&caps);
+        let [x, w, y] = [128 << 20, g.weight_len(), 64 << 20].map(|n| crate::gpu::View::whole(crate::gpu::BufferId(0), n));
+        super::super::forward(&mut rec, &g, &[(g.whole(), x)], w, None, y).unwrap();
+        let runs: Vec<_> = rec.dispatches.iter().filter(|d| d.label.ends_with("forward")).collect();
+        assert!(runs.len() > 10 && runs.iter().all(|d| d.flops <= caps.max_dispatch_flops()), "{}", runs.len());
+        let flops = g.flops_per_sample(128);
+        assert!(runs.iter().map(|d| d.flops).sum::<u64>().abs_diff(flops) < 1000);
+    }
+
     #[test]
     fn every_listed_shape_is_valid() {
-        assert_eq!(cases().len(), 23 * 5);
+        assert_eq!(cases().len(), 23 * 5 + 1);
     }
 }

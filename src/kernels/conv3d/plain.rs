@@ -92,39 +92,38 @@ pub(super) fn backward_weight(rec: &mut Recorder<'_>, g: &Geom, s: Source, input
     let parts = batch_parts(rec.caps, "conv3d", g.batch, &[xs, ys], flops)?;
     let o = g.output();
     let rows = parts[0].1 * o[0] * o[1];
-    let splits = split_count(rec, elements, rows, 0, elements.div_ceil(64), parts.len());
-    let part = rec.scratch(elements * splits * parts.len());
+    let splits = split_count(rec, elements, rows, 0, elements.div_ceil(64));
+    let part = rec.scratch(elements * splits);
     for (i, &(n0, n)) in parts.iter().enumerate() {
         let d = Dispatch::new("conv3d", "backward_weight", source())
             .bind(input.slice(n0 * xs, n * xs))
             .bind(d_output.slice(n0 * ys, n * ys))
-            .bind(part.slice(i * splits * elements, splits * elements));
+            .bind(part);
         rec.push(geometry(d, g, n, s, false, false, splits).items(elements * splits, 64).flops(flops * n as u64));
+        sum(rec, g, s, part, splits, i > 0, d_weight);
     }
-    sum(rec, g, s, part, splits * parts.len(), d_weight);
     Ok(())
 }
 
 /// How many splits of `rows` rows a weight gradient uses: enough workgroups to fill the adapter and, on the
-/// processor, runs of rows (of `row_bytes`) that stay in its cache; few enough that the `parts × splits` partials
-/// of `elements` elements stay small.
-pub(super) fn split_count(rec: &Recorder<'_>, elements: usize, rows: usize, row_bytes: usize, groups: usize, parts: usize) -> usize {
+/// processor, runs of rows (of `row_bytes`) that stay in its cache; few enough that the partials of `elements`
+/// elements stay small.
+pub(super) fn split_count(rec: &Recorder<'_>, elements: usize, rows: usize, row_bytes: usize, groups: usize) -> usize {
     let cpu = rec.caps.kind == Kind::Cpu;
     let wanted = (if cpu { 32 } else { 2048 } / groups.max(1)).max(if cpu { rows * row_bytes / CACHED } else { 0 });
-    let bound = PARTIALS.min(usize::try_from(rec.caps.max_binding / 2).unwrap_or(usize::MAX)) / 4 / (elements * parts).max(1);
-    let splits = wanted.clamp(1, rows.max(1)).min(bound.max(1));
-    // Alignment of each part's slice of the partials.
-    let align = usize::try_from(rec.caps.storage_align / 4).unwrap_or(64).max(1);
-    if parts == 1 {
-        return splits;
-    }
-    (splits..splits + align).find(|s| (s * elements).is_multiple_of(align)).unwrap_or(splits)
+    let bound = PARTIALS.min(usize::try_from(rec.caps.max_binding / 2).unwrap_or(usize::MAX)) / 4 / elements.max(1);
+    wanted.clamp(1, rows.max(1)).min(bound.max(1))
 }
 
-/// Adds `splits` partials `[taps, C_out, c]` into the source's channels of `d_weight`.
-pub(super) fn sum(rec: &mut Recorder<'_>, g: &Geom, s: Source, part: View, splits: usize, d_weight: View) {
+/// Writes the sum of `splits` partials `[taps, C_out, c]` to the source's channels of `d_weight`, or adds it to them.
+pub(super) fn sum(rec: &mut Recorder<'_>, g: &Geom, s: Source, part: View, splits: usize, accumulate: bool, d_weight: View) {
     let pairs = g.taps() * g.out_channels;
     let d = Dispatch::new("conv3d", "sum", specialise("conv3d_sum", &[], &[])).bind(part).bind(d_weight);
-    let d = d.param("splits", splits).param("pairs", pairs).param("ci", s.channels).param("c0", s.first);
+    let d = d
+        .param("splits", splits)
+        .param("accumulate", u32::from(accumulate))
+        .param("pairs", pairs)
+        .param("ci", s.channels)
+        .param("c0", s.first);
     rec.push(d.param("ci_total", g.in_channels).items(pairs * s.channels, 64).flops((splits * pairs * s.channels) as u64));
 }

@@ -415,9 +415,20 @@ fn launch(
             d = d.bind(bias);
         }
         let d = d.bind(output.slice(n0 * ys, n * ys)).param("samples", n);
-        rec.push(d.groups((n * items).div_ceil(t.lanes()) * blocks).flops(flops * n as u64));
+        push_runs(rec, &d, (n * items).div_ceil(t.lanes()) * blocks, flops * n as u64);
     }
     Ok(())
+}
+
+/// Records `d` with `groups` workgroups in as many runs as keep each below the adapter's bound for one dispatch.
+fn push_runs(rec: &mut Recorder<'_>, d: &Dispatch, groups: usize, flops: u64) {
+    let runs = usize::try_from(flops.div_ceil(rec.caps.max_dispatch_flops())).unwrap_or(groups).clamp(1, groups);
+    let run = groups.div_ceil(runs);
+    for first in (0..groups).step_by(run) {
+        let last = groups.min(first + run);
+        let share = flops * (last - first) as u64 / groups as u64;
+        rec.push(d.clone().param("first", first).param("last", last).groups(last - first).flops(share));
+    }
 }
 
 pub(super) fn backward_weight(
@@ -449,18 +460,18 @@ pub(super) fn backward_weight(
     let groups = (g.kernel[0] * g.kernel[1] * (s.channels / lot(s.channels))).div_ceil(t.lanes()) * blocks;
     let rows = parts[0].1 * t.out[0] * t.out[1];
     let row_bytes = (g.input[2] * s.channels + t.out[2] * g.out_channels) * 4;
-    let splits = plain::split_count(rec, elements, rows, row_bytes, groups, parts.len());
-    let part = rec.scratch(elements * splits * parts.len());
+    let splits = plain::split_count(rec, elements, rows, row_bytes, groups);
+    let part = rec.scratch(elements * splits);
     let text = t.weight_text(wide, blocks);
     for (i, &(n0, n)) in parts.iter().enumerate() {
         let d = Dispatch::new("conv3d", "backward_weight", text.clone())
             .bind(input.slice(n0 * xs, n * xs))
             .bind(d_output.slice(n0 * ys, n * ys))
-            .bind(part.slice(i * splits * elements, splits * elements))
+            .bind(part)
             .param("samples", n)
             .param("splits", splits);
-        rec.push(d.groups(groups * splits).flops(flops * n as u64));
+        push_runs(rec, &d, groups * splits, flops * n as u64);
+        plain::sum(rec, g, s, part, splits, i > 0, d_weight);
     }
-    plain::sum(rec, g, s, part, splits * parts.len(), d_weight);
     Ok(())
 }
