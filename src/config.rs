@@ -608,6 +608,9 @@ impl Config {
                 return bad(key, "0 is too small; at least 1 is needed".into());
             }
         }
+        if d.draws > 1_000_000 {
+            return bad("discover.draws", format!("{} is too large; more than 1000000 draws find no place that fewer do not", d.draws));
+        }
         for (key, v) in [("train.learning_rate", t.learning_rate), ("discover.autoencoder.learning_rate", ae.learning_rate)] {
             if !(v > 0.0 && v.is_finite()) {
                 return bad(key, format!("{v} must be positive"));
