@@ -608,6 +608,11 @@ impl Config {
                 return bad(key, "0 is too small; at least 1 is needed".into());
             }
         }
+        for (key, v) in [("train.batch_size", t.batch_size), ("discover.autoencoder.batch_size", ae.batch_size)] {
+            if v > 65_536 {
+                return bad(key, format!("{v} is too large; at most 65536 samples make a step"));
+            }
+        }
         if d.draws > 1_000_000 {
             return bad("discover.draws", format!("{} is too large; more than 1000000 draws find no place that fewer do not", d.draws));
         }

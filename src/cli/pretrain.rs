@@ -45,7 +45,7 @@ pub(super) fn train(ready: &mut Ready, manifest: &std::sync::Arc<Manifest>, begu
     let Ready { ctx, config, run, store, watch, .. } = ready;
     let data = discover::run::data(manifest, store)?;
     watch.expect_training(config, data.train.train_batches(config.train.batch_size));
-    let interrupted = stop::watch(watch.json())?;
+    let interrupted = stop::watch()?;
     let trained = pretrain::run(ctx, config, &data, run.dir(), run.resume, interrupted, watch);
     watch.finish();
     let state = trained?;

@@ -48,6 +48,11 @@ pub(super) fn begin(common: &Common, args: &RunArgs, inputs: &[PathBuf], preset:
     if args.resume && !run.resume {
         text::note(common.json, &format!("{} holds no run yet, so one is started", out.display()));
     }
+    if let (true, Some(given), Some(recorded)) = (run.resume && !in_place, &given, run.source())
+        && *given != recorded
+    {
+        return Err(Error::input(&out, "was begun with other scans; resume it without naming any, or start a new run in another --out"));
+    }
     let source = match (if in_place { None } else { given }, run.source()) {
         (Some(given), _) => given,
         (None, Some(recorded)) => recorded,
@@ -195,7 +200,7 @@ pub(super) fn discover(ready: &mut Ready) -> Result<Arc<Manifest>> {
     let manifest = if let Source::Run(other) = source {
         taken_over(other, config, store)?
     } else {
-        let interrupted = stop::watch(watch.json())?;
+        let interrupted = stop::watch()?;
         let train = store.scans().iter().filter(|s| s.split == Split::Train).count();
         watch.expect_autoencoder(config, train);
         let found = crate::discover::run::run(ctx, config, store, &run.dir().join(DISCOVER), run.resume, interrupted, watch);

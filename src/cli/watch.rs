@@ -72,11 +72,6 @@ impl Watch {
         self.bounds.push(("joint", Bounds { per_epoch, epochs: t.epochs as u64, last: bound }));
     }
 
-    /// Whether machines read along.
-    pub(super) fn json(&self) -> bool {
-        self.json
-    }
-
     /// Ends what is shown.
     pub(super) fn finish(&mut self) {
         if let Some(progress) = self.progress.take() {

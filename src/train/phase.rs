@@ -45,6 +45,8 @@ pub struct State {
     sums: [f64; 3],
     /// Whether the phase is over.
     pub done: bool,
+    /// Whether the bound on steps is what ended it.
+    pub ended_by_steps: bool,
     /// Last validation, if any.
     pub validation: Option<Validation>,
 }
@@ -183,6 +185,7 @@ impl Phase<'_> {
             standing: Standing::new(self.rate),
             sums: [0.0; 3],
             done: false,
+            ended_by_steps: false,
             validation: None,
         }
     }
@@ -288,6 +291,7 @@ impl Phase<'_> {
             let limit = self.max_steps.is_some_and(|m| state.updates >= m);
             if state.index == per_epoch || limit {
                 self.end_epoch(&mut state, &store, &evaluate, log, observer)?;
+                state.ended_by_steps = limit;
                 state.done = limit || state.epoch as usize >= self.max_epochs || state.standing.stops(&self.rules);
                 self.save_last(&state, &store, &update, log)?;
                 clock = Instant::now();

@@ -65,6 +65,18 @@ pub fn run(
         }
         observer.note(&format!("continuing after step {} ({} phase)", state.step, state.phase));
     }
+    let t = &config.train;
+    let bound = (t.max_steps > 0).then_some(t.max_steps as u64);
+    let resumed = resumed.map(|(mut state, metadata, tensors)| {
+        let joint = state.phase == "joint";
+        if joint && state.done && state.ended_by_steps && bound.is_none_or(|b| b > state.step) {
+            // The bound was raised: there is more to do.
+            state.done = false;
+        } else if joint && state.done {
+            observer.note("the run is finished; other settings of train have no effect on it");
+        }
+        (state, metadata, tensors)
+    });
     let metrics = out.join("metrics.jsonl");
     let done = resumed.as_ref().map_or(0, |(s, ..)| s.step);
     let mut log = if resumed.is_some() {
@@ -74,8 +86,6 @@ pub fn run(
     };
     let classification = folder.join("classification.safetensors");
     let best = folder.join("best.safetensors");
-    let t = &config.train;
-    let bound = (t.max_steps > 0).then_some(t.max_steps as u64);
     let phase = |objective: Objective, steps_before: u64| {
         let joint = matches!(objective, Objective::Joint { .. });
         Phase {

@@ -527,7 +527,7 @@ fn a_signal_ends_the_run_in_order_and_it_can_be_continued() {
         let output = child.wait_with_output().unwrap();
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{stderr}");
-        assert!(stderr.contains("stopping after this step") && stderr.lines().last().unwrap().contains("--resume"), "{stderr}");
+        assert!(stderr.contains("stopped") && stderr.lines().last().unwrap().contains("--resume"), "{stderr}");
         assert_eq!(partials(&run_dir), Vec::<PathBuf>::new());
     }
     assert!(pretrain(dir.path(), &["--resume"]).wait().unwrap().success());
