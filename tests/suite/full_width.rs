@@ -35,7 +35,7 @@ fn a_step_of_the_published_network_fits() {
     }
 }
 
-/// Prints the time of a step: `cargo test --release --test suite full_width -- --ignored --nocapture`.
+/// Prints the time of a step: `cargo test --test suite full_width -- --ignored --nocapture`.
 #[test]
 #[ignore = "computes 1.5 TFLOP: a minute on a processor; run it by name"]
 fn a_step_of_the_published_network_is_timed() {
