@@ -74,6 +74,21 @@ fn rows_leave(t: &Tile) -> bool {
 }
 
 impl Tile {
+    /// The layer's own convolution over one source.
+    fn of(g: &Geom, s: Source, sub8: bool) -> Self {
+        Self {
+            grid: g.input,
+            out: g.output(),
+            rows: s.channels,
+            columns: g.out_channels,
+            kernel: g.kernel,
+            stride: g.stride,
+            padding: g.padding,
+            factor: [1; 3],
+            sub8,
+        }
+    }
+
     fn tw(&self) -> usize {
         [4, 2, 1].into_iter().find(|&t| t <= self.out[2]).unwrap_or(1)
     }
@@ -332,17 +347,7 @@ pub(super) fn forward(
     accumulate: bool,
 ) -> Result<()> {
     let g = &g.flattened();
-    let t = Tile {
-        grid: g.input,
-        out: g.output(),
-        rows: s.channels,
-        columns: g.out_channels,
-        kernel: g.kernel,
-        stride: g.stride,
-        padding: g.padding,
-        factor: [1; 3],
-        sub8,
-    };
+    let t = Tile::of(g, s, sub8);
     let wide = wide(g.out_channels, 16);
     let blocks = g.out_channels / wide;
     let packed = pack(rec, Pack::Forward, g, s, &t, wide, blocks, weight);
@@ -441,17 +446,7 @@ pub(super) fn backward_weight(
     d_weight: View,
 ) -> Result<()> {
     let g = &g.flattened();
-    let t = Tile {
-        grid: g.input,
-        out: g.output(),
-        rows: s.channels,
-        columns: g.out_channels,
-        kernel: g.kernel,
-        stride: g.stride,
-        padding: g.padding,
-        factor: [1; 3],
-        sub8,
-    };
+    let t = Tile::of(g, s, sub8);
     let wide = wide(g.out_channels, if g.kernel[2] <= 2 { 16 } else { 8 });
     let blocks = g.out_channels / wide;
     let elements = g.taps() * g.out_channels * s.channels;
