@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::program::Pipeline;
-use super::{Caps, Kind};
+use super::{Caps, Kind, trusted};
 use crate::error::{Error, Result};
 
 /// How to get an adapter on a machine that has none.
@@ -179,11 +179,17 @@ impl Context {
         let (mut found, chosen) = select(choice)?;
         let adapter = found.swap_remove(chosen);
         let caps = caps(&adapter);
-        let wanted = wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY;
+        let mut wanted = wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SHADER_F16;
+        let mut experimental = wgpu::ExperimentalFeatures::disabled();
+        if !caps.cooperative.is_empty() {
+            wanted |= wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
+            experimental = trusted::experimental();
+        }
         let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
             label: Some("semgen"),
             required_features: adapter.features() & wanted,
             required_limits: adapter.limits(),
+            experimental_features: experimental,
             ..Default::default()
         }))
         .map_err(|e| Error::Gpu(format!("{}: the device cannot be opened: {e}", caps.name)))?;

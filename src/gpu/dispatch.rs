@@ -1,5 +1,6 @@
 //! Dispatches as plain data, and the recorder that kernels write them to.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::Caps;
@@ -23,37 +24,65 @@ impl BufferId {
     }
 }
 
-/// A byte range of a buffer.
+/// How an element of a tensor is stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// A 32-bit word: `f32`, or `u32` where the operation says so.
+    #[default]
+    F32,
+    /// A 16-bit float; arithmetic on it is done in f32.
+    F16,
+}
+
+impl Dtype {
+    /// Bytes of an element.
+    pub fn bytes(self) -> u64 {
+        match self {
+            Self::F32 => 4,
+            Self::F16 => 2,
+        }
+    }
+}
+
+/// A byte range of a buffer, seen as a tensor's elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct View {
     /// The buffer.
     pub buffer: BufferId,
     /// First byte; a multiple of the adapter's storage alignment when bound.
     pub offset: u64,
-    /// Length in bytes, a multiple of 4.
+    /// Length in bytes, a multiple of an element's.
     pub len: u64,
+    /// Element type.
+    pub dtype: Dtype,
 }
 
 impl View {
     /// The first `elements` 4-byte elements of `buffer`.
     pub fn whole(buffer: BufferId, elements: usize) -> Self {
-        Self { buffer, offset: 0, len: elements as u64 * 4 }
+        Self::typed(buffer, elements, Dtype::F32)
     }
 
-    /// `elements` 4-byte elements from element `start` of this view.
+    /// The first `elements` elements of `buffer`, stored as `dtype`.
+    pub fn typed(buffer: BufferId, elements: usize, dtype: Dtype) -> Self {
+        Self { buffer, offset: 0, len: elements as u64 * dtype.bytes(), dtype }
+    }
+
+    /// `elements` elements from element `start` of this view.
     ///
     /// # Panics
     /// If the range leaves the view: a planning error, never a user's.
     #[must_use]
     pub fn slice(self, start: usize, elements: usize) -> Self {
-        let (offset, len) = (start as u64 * 4, elements as u64 * 4);
-        assert!(offset + len <= self.len, "slice {start}+{elements} leaves a view of {} elements", self.len / 4);
-        Self { buffer: self.buffer, offset: self.offset + offset, len }
+        let (offset, len) = (start as u64 * self.dtype.bytes(), elements as u64 * self.dtype.bytes());
+        assert!(offset + len <= self.len, "slice {start}+{elements} leaves a view of {} elements", self.elements());
+        Self { offset: self.offset + offset, len, ..self }
     }
 
-    /// Number of 4-byte elements.
+    /// Number of elements.
     pub fn elements(self) -> usize {
-        usize::try_from(self.len / 4).unwrap_or(usize::MAX)
+        usize::try_from(self.len / self.dtype.bytes()).unwrap_or(usize::MAX)
     }
 }
 
@@ -168,11 +197,35 @@ impl Dispatch {
     }
 }
 
+/// Which variant a kernel uses for a class of shapes: from a key that the kernel makes up (operation, pass, channels,
+/// grid) to the variant's name. Without an entry a kernel uses its default; an entry that does not fit is ignored.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Choices(Arc<BTreeMap<String, String>>);
+
+impl Choices {
+    /// Choices from key to variant.
+    pub fn new(table: BTreeMap<String, String>) -> Self {
+        Self(Arc::new(table))
+    }
+
+    /// The variant chosen for `key`.
+    pub fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key).map(String::as_str)
+    }
+
+    /// All of them, by key.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(k, v)| (k.as_str(), v.as_str()))
+    }
+}
+
 /// Collects the dispatches of one operation and the scratch buffers they need.
 #[derive(Debug)]
 pub struct Recorder<'a> {
     /// The adapter planned for.
     pub caps: &'a Caps,
+    /// Variants chosen by measurement or by the user; kernels ask it before they use their default.
+    pub choices: Choices,
     /// What has been recorded, in order.
     pub dispatches: Vec<Dispatch>,
     /// Size in bytes of each scratch buffer asked for.
@@ -182,7 +235,12 @@ pub struct Recorder<'a> {
 impl<'a> Recorder<'a> {
     /// An empty recorder for an adapter.
     pub fn new(caps: &'a Caps) -> Self {
-        Self { caps, dispatches: Vec::new(), scratch: Vec::new() }
+        Self::tuned(caps, &Choices::default())
+    }
+
+    /// An empty recorder for an adapter, with chosen variants.
+    pub fn tuned(caps: &'a Caps, choices: &Choices) -> Self {
+        Self { caps, choices: choices.clone(), dispatches: Vec::new(), scratch: Vec::new() }
     }
 
     /// A new buffer of `elements` 4-byte elements that lives only during this operation; its

@@ -14,7 +14,7 @@ mod trusted;
 
 pub use caps::{Caps, Kind};
 pub use context::{AdapterReport, Buffer, Context, adapters};
-pub use dispatch::{BufferId, Dispatch, Recorder, Scalar, View};
+pub use dispatch::{BufferId, Choices, Dispatch, Dtype, Recorder, Scalar, View};
 pub use program::{Program, run_once};
 pub use shader::{Reflection, reflect};
 pub use trusted::without_display;

@@ -21,6 +21,13 @@ pub(super) fn shader_module(device: &wgpu::Device, label: &str, module: Module, 
     unsafe { device.create_shader_module_trusted(desc, wgpu::ShaderRuntimeChecks::unchecked()) }
 }
 
+/// The token that wgpu asks for before it enables features it calls experimental: cooperative matrices.
+pub(super) fn experimental() -> wgpu::ExperimentalFeatures {
+    // SAFETY: the kernels that use them are part of this program, are validated by naga in tests, and are trusted
+    // on an adapter only after they gave the reference's numbers there.
+    unsafe { wgpu::ExperimentalFeatures::enabled() }
+}
+
 /// On Linux without a display, keeps Mesa's device-selection layer from asking for one and complaining on the error
 /// stream; the layer only orders devices, and this program orders them itself.
 ///

@@ -126,7 +126,7 @@ impl<'c> Trial<'c> {
         self.ctx.upload(&buffer, 0, &vec![SENTINEL; words]);
         self.buffers.push(buffer);
         #[expect(clippy::cast_possible_truncation, reason = "a trial has few buffers")]
-        Ok(View { buffer: BufferId(self.buffers.len() as u32 - 1), offset: GUARD, len })
+        Ok(View { offset: GUARD, ..View::whole(BufferId(self.buffers.len() as u32 - 1), elements) })
     }
 
     /// Records with `record` and runs it; then every guard band must be intact.

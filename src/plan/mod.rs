@@ -12,7 +12,7 @@ mod session;
 pub use session::{Session, Store};
 
 use crate::error::{Error, Result};
-use crate::gpu::{BufferId, Caps, Dispatch, Recorder};
+use crate::gpu::{BufferId, Caps, Choices, Dispatch, Recorder};
 use crate::graph::{Graph, Home, ValueId};
 
 /// Buffers of a plan by name: the flat ones, then one for each value.
@@ -45,6 +45,22 @@ pub struct PlannedOp {
     pub slots: Vec<usize>,
 }
 
+/// How a graph is planned, besides for which adapter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Values whose lifetimes do not overlap share memory; without, each stays readable after a run.
+    pub share: bool,
+    /// Variants chosen by measurement or by the user.
+    pub choices: Choices,
+}
+
+impl Default for Options {
+    /// Shared memory, default variants.
+    fn default() -> Self {
+        Self { share: true, choices: Choices::default() }
+    }
+}
+
 /// A graph made ready for one kind of adapter.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -68,7 +84,7 @@ impl Plan {
     /// # Errors
     /// [`crate::error::Error::ExceedsLimit`] for what the adapter cannot hold however it is sliced.
     pub fn new(graph: &Graph, caps: &Caps) -> Result<Self> {
-        Self::build(graph, caps, true)
+        Self::with(graph, caps, &Options::default())
     }
 
     /// As [`Plan::new`], with a slot of its own for every value: each stays readable after a run.
@@ -76,17 +92,21 @@ impl Plan {
     /// # Errors
     /// As [`Plan::new`].
     pub fn unshared(graph: &Graph, caps: &Caps) -> Result<Self> {
-        Self::build(graph, caps, false)
+        Self::with(graph, caps, &Options { share: false, ..Options::default() })
     }
 
-    fn build(graph: &Graph, caps: &Caps, share: bool) -> Result<Self> {
+    /// As [`Plan::new`], planned as `options` say.
+    ///
+    /// # Errors
+    /// As [`Plan::new`].
+    pub fn with(graph: &Graph, caps: &Caps, options: &Options) -> Result<Self> {
         let mut lowered = Vec::with_capacity(graph.nodes().len());
         for node in graph.nodes() {
-            let mut rec = Recorder::new(caps);
+            let mut rec = Recorder::tuned(caps, &options.choices);
             lower::lower(graph, node, &mut rec)?;
             lowered.push((rec.dispatches, rec.scratch));
         }
-        let assignment = memory::assign(graph, lowered.iter().map(|l| l.1.as_slice()), share);
+        let assignment = memory::assign(graph, lowered.iter().map(|l| l.1.as_slice()), options.share);
         let mut plan = Self {
             graph: graph.clone(),
             dispatches: Vec::new(),
