@@ -12,7 +12,7 @@ mod session;
 pub use session::{Session, Store};
 
 use crate::error::{Error, Result};
-use crate::gpu::{BufferId, Caps, Choices, Dispatch, Recorder};
+use crate::gpu::{BufferId, Caps, Choices, Dispatch, Program, Recorder};
 use crate::graph::{Graph, Home, ValueId};
 
 /// Buffers of a plan by name: the flat ones, then one for each value.
@@ -74,6 +74,8 @@ pub struct Plan {
     pub slots: Vec<u64>,
     /// The slot of each computed or input value.
     slot_of: Vec<Option<usize>>,
+    /// The most bytes of slots in use at once.
+    live_bytes: u64,
     /// Whether the plan computes gradients.
     has_grads: bool,
 }
@@ -113,6 +115,7 @@ impl Plan {
             ops: Vec::new(),
             slots: assignment.slots,
             slot_of: assignment.slot_of,
+            live_bytes: assignment.live,
             has_grads: graph.values().iter().any(|v| matches!(v.home, Home::Grad(_))),
         };
         for ((node, (dispatches, _)), scratch_slots) in graph.nodes().iter().zip(lowered).zip(assignment.scratch) {
@@ -188,6 +191,17 @@ impl Plan {
     /// Device bytes of the slots: inputs, activations, gradients of activations and scratch.
     pub fn slot_bytes(&self) -> u64 {
         self.slots.iter().map(|b| b.max(&4).next_multiple_of(4)).sum()
+    }
+
+    /// The most bytes of inputs, activations, gradients of activations and scratch in use at once: what [`Plan::slot_bytes`]
+    /// cannot fall below.
+    pub fn live_bytes(&self) -> u64 {
+        self.live_bytes
+    }
+
+    /// Device bytes of a [`Session`] of this plan: slots, and the parameters of its kernels.
+    pub fn session_bytes(&self, caps: &Caps) -> u64 {
+        self.slot_bytes() + Program::device_bytes(caps, &self.dispatches)
     }
 
     /// Device bytes of the flat buffers of a [`Store`] for this graph with `moments` moment buffers.
