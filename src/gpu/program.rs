@@ -118,7 +118,7 @@ impl Program {
                 what: format!("the grid of {}", d.label),
                 need: format!("{} workgroups", d.groups),
                 have: format!("{}²", ctx.caps().max_groups),
-                remedy: "use a smaller train.batch_size".into(),
+                remedy: "use a smaller train.micro_batch".into(),
             })?;
             // What only moves data takes time as well: so many operations could be done in the time of moving a byte.
             steps.push(Step { pipeline, group, groups, flops: d.flops + OPERATIONS_PER_BYTE * d.bytes });

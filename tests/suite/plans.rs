@@ -195,7 +195,7 @@ fn predicted_bytes_are_those_allocated() {
     let rig = Rig::planned(&ctx, graph, plan);
     let found = ctx.memory().0;
     assert!(close(slots + store, found), "{slots} + {store} bytes predicted, {found} allocated");
-    let update = Update::new(&ctx, &rig.store, Optimiser::Adam, Hyper::default(), 0.0).unwrap();
+    let update = Update::new(&ctx, &rig.store, Optimiser::Adam, Hyper::default(), 0.0, 1, &[]).unwrap();
     let found = ctx.memory().0;
     assert!(close(slots + trained, found), "{slots} + {trained} bytes predicted, {found} allocated");
     drop((rig, update));
