@@ -700,6 +700,26 @@ pub fn norm(n: usize) -> Problem {
     Problem::new("norm", "forward", n.to_string(), operands, 2 * n as u64, |rec, _, v| optimiser::norm(rec, v[0], v[1]), check)
 }
 
+/// Norm of `n` numbers and the factor that bounds it by 1.
+pub fn clip(n: usize) -> Problem {
+    let operands = vec![
+        input("g", n, Dtype::F32, 1),
+        vector("loss", 1, 2, 0.5, 1.0),
+        Operand::output("norm", 1, Dtype::F32),
+        Operand::output("factor", 1, Dtype::F32),
+    ];
+    let check = move |o: &[Operand], out: &Outputs| {
+        let norm = (0..n).map(|i| o[0].content.at(i).powi(2)).sum::<f64>().sqrt();
+        let factor = (1.0 / (norm + 1e-6)).min(1.0);
+        Ok(join([judge("norm", &out.numbers(2), &[norm], summed(n))?, judge("factor", &out.numbers(3), &[factor], summed(n))?]))
+    };
+    let record = |rec: &mut Recorder<'_>, _: &str, v: &[View]| {
+        optimiser::norm(rec, v[0], v[2])?;
+        optimiser::clip(rec, v[2], v[1], 1.0, v[3])
+    };
+    Problem::new("clip", "forward", n.to_string(), operands, 2 * n as u64, record, check)
+}
+
 /// Squared distances of `rows` rows to `cols` rows of `width` features.
 pub fn knn_distance(rows: usize, cols: usize, width: usize) -> Problem {
     let operands = vec![
