@@ -20,7 +20,7 @@ use crate::gpu::{Buffer, Context};
 use crate::interop::tensors::File;
 use crate::kernels::optimiser::Hyper;
 use crate::model::{Mode, Spec};
-use crate::plan::{Plan, Session, Store};
+use crate::plan::{self, Plan, Session, Store};
 use crate::rng::Key;
 use crate::transform::{Augment, Draws};
 
@@ -444,7 +444,9 @@ impl Phase<'_> {
     fn first_non_finite(&self, store: &Store, failed: &Session) -> Result<String> {
         let ctx = self.ctx;
         let graph = self.objective.graph(&self.spec, self.batch, self.size, Mode::Train)?;
-        let trace = Session::new(ctx, Plan::unshared(&graph, ctx.caps())?, store)?;
+        // Every operation by itself: the more there are, the better the place is known.
+        let options = plan::Options { share: false, fusion: Some(plan::Fusion::NONE), ..plan::Options::default() };
+        let trace = Session::new(ctx, Plan::with(&graph, ctx.caps(), &options)?, store)?;
         for (name, value) in graph.inputs() {
             let data: Vec<u32> = ctx.read(failed.input(name)?, 0, graph.shape(*value).len())?;
             ctx.upload(trace.input(name)?, 0, &data);
