@@ -4,8 +4,8 @@ use super::ids;
 use crate::error::{Error, Result};
 use crate::gpu::{BufferId, Recorder, View};
 use crate::graph::{Graph, Home, Node, Op, Upsampling, ValueId};
-use crate::kernels::batch_norm::Vectors;
-use crate::kernels::conv3d::Source;
+use crate::kernels::batch_norm::{NORM, Vectors};
+use crate::kernels::conv3d::{Input, Output, Source};
 use crate::kernels::loss::head;
 use crate::kernels::{activation, batch_norm, conv3d, elementwise, loss, pool, prelu, reduce, upsample};
 
@@ -28,28 +28,16 @@ fn vectors(x: &[View]) -> Vectors {
 }
 
 /// The sources of a convolution and the place of the first operand after them and their norms.
-fn sources(
-    rec: &mut Recorder<'_>,
-    graph: &Graph,
-    node: &Node,
-    ranges: &[Source],
-    norms: &[bool],
-    x: &[View],
-) -> Result<(Vec<(Source, View)>, usize)> {
+fn inputs(ranges: &[Source], norms: &[bool], x: &[View]) -> (Vec<Input>, usize) {
     let mut next = ranges.len();
     let mut out = Vec::new();
     for (i, &source) in ranges.iter().enumerate() {
-        let mut view = x[i];
-        if norms[i] {
-            let s = graph.shape(node.inputs[i]);
-            let g = batch_norm::Geom { batch: s.batch, spatial: s.voxels(), channels: s.channels, eps: 0.0 };
-            view = rec.scratch(s.len());
-            batch_norm::apply(rec, &g, true, x[i], x[next], view)?;
-            next += 1;
-        }
-        out.push((source, view));
+        // A convolution has no use for the last of the vectors, 1/σ.
+        let norm = norms[i].then(|| x[next].slice(0, (NORM - 1) * source.channels));
+        next += usize::from(norms[i]);
+        out.push(Input { source, view: x[i], norm });
     }
-    Ok((out, next))
+    (out, next)
 }
 
 /// Records the dispatches of `node`.
@@ -61,13 +49,13 @@ pub(super) fn lower(graph: &Graph, node: &Node, rec: &mut Recorder<'_>) -> Resul
     match &node.op {
         Op::Conv3d { geom, sources } => {
             let n = sources.len();
-            let pairs: Vec<_> = sources.iter().copied().zip(x.iter().copied()).collect();
-            conv3d::forward(rec, geom, &pairs, x[n], x.get(n + 1).copied(), y[0])
+            let inputs: Vec<_> = sources.iter().zip(&x).map(|(&s, &v)| Input::plain(s, v)).collect();
+            conv3d::forward(rec, geom, &inputs, x[n], &Output { bias: x.get(n + 1).copied(), ..Output::plain(y[0]) })
         }
         Op::Conv3dInputGrad { geom, source } => conv3d::backward_input(rec, geom, *source, x[0], x[1], x.get(2).copied(), y[0]),
         Op::Conv3dWeightGrad { geom, sources } => {
             let d_y = x[sources.len()];
-            sources.iter().zip(&x).try_for_each(|(&s, &input)| conv3d::backward_weight(rec, geom, s, input, d_y, y[0]))
+            sources.iter().zip(&x).try_for_each(|(&s, &v)| conv3d::backward_weight(rec, geom, Input::plain(s, v), d_y, y[0]))
         }
         Op::ChannelSum => {
             let s = shape(0);
@@ -115,19 +103,18 @@ pub(super) fn lower(graph: &Graph, node: &Node, rec: &mut Recorder<'_>) -> Resul
         Op::NormFixed(geom) => batch_norm::fixed(rec, geom, vectors(&x), y[0]),
         Op::NormApply { geom, relu } => batch_norm::apply(rec, geom, *relu, x[0], x[1], y[0]),
         Op::FusedConv3d(conv) => {
-            let (inputs, at) = sources(rec, graph, node, &conv.sources, &conv.norms, &x)?;
-            let bias = conv.bias.then(|| x[at + 1]);
-            conv3d::forward(rec, &conv.geom, &inputs, x[at], bias, y[0])?;
-            match conv.statistics {
-                Some((g, momentum)) => {
-                    batch_norm::statistics(rec, &g, momentum, y[0], vectors(&x[at + 1 + usize::from(conv.bias)..]), y[1])
-                }
-                None => Ok(()),
-            }
+            let (inputs, at) = inputs(&conv.sources, &conv.norms, &x);
+            let mut output = Output { bias: conv.bias.then(|| x[at + 1]), ..Output::plain(y[0]) };
+            let Some((g, momentum)) = conv.statistics else { return conv3d::forward(rec, &conv.geom, &inputs, x[at], &output) };
+            let count = conv3d::statistics_partials(rec, &conv.geom, &inputs, y[0].dtype)?;
+            let partials = rec.scratch(count * 3 * conv.geom.out_channels);
+            output.statistics = Some(partials);
+            conv3d::forward(rec, &conv.geom, &inputs, x[at], &output)?;
+            batch_norm::finish(rec, &g, momentum, partials, count, vectors(&x[at + 1 + usize::from(conv.bias)..]), y[1])
         }
-        Op::LoadedWeightGrad { geom, sources: ranges, norms } => {
-            let (inputs, at) = sources(rec, graph, node, ranges, norms, &x)?;
-            inputs.iter().try_for_each(|&(s, input)| conv3d::backward_weight(rec, geom, s, input, x[at], y[0]))
+        Op::LoadedWeightGrad { geom, sources, norms } => {
+            let (inputs, at) = inputs(sources, norms, &x);
+            inputs.iter().try_for_each(|&input| conv3d::backward_weight(rec, geom, input, x[at], y[0]))
         }
         Op::NormMaxPool(g) => pool::max_forward(rec, g, x[0], Some(x[1]), y[0], y[1]),
         Op::MaxPoolGradAdd(g) => pool::max_backward(rec, g, x[0], x[1], Some(x[2]), y[0]),
