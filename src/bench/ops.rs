@@ -213,7 +213,15 @@ pub fn pooling(g: pool::Geom, max: bool, grad: bool, dtype: Dtype) -> Problem {
                 let failure = wrong.map(|(i, w)| format!("`index` of element {i} is {:?}, expected {w}", got.get(*i)));
                 Ok(join([values, Check { error: None, tolerance: 0.0, elements: index.len(), failure }]))
             };
-            Problem::new(name, "forward", shape, operands, flops, move |rec, _, v| pool::max_forward(rec, &g, v[0], None, v[1], v[2]), check)
+            Problem::new(
+                name,
+                "forward",
+                shape,
+                operands,
+                flops,
+                move |rec, _, v| pool::max_forward(rec, &g, v[0], None, v[1], v[2]),
+                check,
+            )
         }
         (true, true) => {
             let index = any_index(&g);
