@@ -2,7 +2,7 @@
 // Statistics: every invocation sums about its first value, workgroups and then the finishing
 // entry merge (count, mean, squares) as Chan et al. do, so that a large mean costs no digits.
 // uses: grid, rows
-// expects: Elem (f32 or vec4<f32>), RUNNING (the second statistic is a variance, not 1/std)
+// expects: Elem (f32 or vec4<f32>), Stored (Elem, or the same of f16), RUNNING (the second statistic is a variance, not 1/std)
 struct Params {
     rows: u32,            // rows of this part
     vectors: u32,         // channel vectors
@@ -14,8 +14,8 @@ struct Params {
     momentum: f32,
 }
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<Elem>;                            // [rows, C]
-@group(0) @binding(2) var<storage, read> d_y: array<Elem>;                          // [rows, C]
+@group(0) @binding(1) var<storage, read> x: array<Stored>;                          // [rows, C]
+@group(0) @binding(2) var<storage, read> d_y: array<Stored>;                        // [rows, C]
 @group(0) @binding(3) var<storage, read> partials: array<Elem>;                     // [partials, 3 or 2, C]
 @group(0) @binding(4) var<storage, read> mean: array<Elem>;                         // [C]
 @group(0) @binding(5) var<storage, read> spread: array<Elem>;                       // [C] 1/std; RUNNING: variance
@@ -26,8 +26,8 @@ struct Params {
 @group(0) @binding(10) var<storage, read_write> running_var: array<Elem>;           // [C]
 @group(0) @binding(11) var<storage, read_write> saved_mean: array<Elem>;            // [C]
 @group(0) @binding(12) var<storage, read_write> saved_inv_std: array<Elem>;         // [C]
-@group(0) @binding(13) var<storage, read_write> y: array<Elem>;                     // [rows, C]
-@group(0) @binding(14) var<storage, read_write> d_x: array<Elem>;                   // [rows, C]
+@group(0) @binding(13) var<storage, read_write> y: array<Stored>;                   // [rows, C]
+@group(0) @binding(14) var<storage, read_write> d_x: array<Stored>;                 // [rows, C]
 @group(0) @binding(15) var<storage, read_write> d_gamma: array<Elem>;               // [C]
 @group(0) @binding(16) var<storage, read_write> d_beta: array<Elem>;                // [C]
 @group(0) @binding(17) var<storage, read_write> partials_out: array<Elem>;          // [partials, 3 or 2, C]
@@ -79,12 +79,12 @@ fn merge_sums(lane: u32, row: u32, width: u32, number: u32) {
 @compute @workgroup_size(LANES)
 fn statistics(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let s = share(flat_group(wg, count), lane, params.rows, params.vectors, params.chunk);
-    let pivot = x[min(s.first, max(s.end, 1u) - 1u) * params.vectors + s.channel];
+    let pivot = Elem(x[min(s.first, max(s.end, 1u) - 1u) * params.vectors + s.channel]);
     var n = 0.0;
     var sum = Elem(0.0);
     var squares = Elem(0.0);
     for (var r = s.first; r < s.end; r += s.step) {
-        let d = x[r * params.vectors + s.channel] - pivot;
+        let d = Elem(x[r * params.vectors + s.channel]) - pivot;
         sum += d;
         squares += d * d;
         n += 1.0;
@@ -142,7 +142,7 @@ fn normalize(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) coun
     let shift = beta[s.channel];
     for (var r = s.first; r < s.end; r += s.step) {
         let i = r * params.vectors + s.channel;
-        y[i] = (x[i] - m) * factor + shift;
+        y[i] = Stored((Elem(x[i]) - m) * factor + shift);
     }
 }
 
@@ -155,9 +155,9 @@ fn backward_sums(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) 
     var products = Elem(0.0);
     for (var r = s.first; r < s.end; r += s.step) {
         let i = r * params.vectors + s.channel;
-        let d = d_y[i];
+        let d = Elem(d_y[i]);
         sum += d;
-        products += d * (x[i] - m);
+        products += d * (Elem(x[i]) - m);
     }
     tile_a[lane] = sum;
     tile_b[lane] = products * inv_std(s.channel);
@@ -205,6 +205,6 @@ fn backward_input(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups)
     let c = coefficients[3u * params.vectors + s.channel];
     for (var r = s.first; r < s.end; r += s.step) {
         let i = r * params.vectors + s.channel;
-        d_x[i] = a * (d_y[i] - b - c * (x[i] - m));
+        d_x[i] = Stored(a * (Elem(d_y[i]) - b - c * (Elem(x[i]) - m)));
     }
 }

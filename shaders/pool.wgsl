@@ -2,7 +2,7 @@
 // one position. The `_2` entries are for windows of 2×2×2 at stride 2 without padding, where
 // every input lies in at most one window: their backward passes go over cells of 2×2×2 inputs.
 // uses: grid
-// expects: Elem (f32 or vec4<f32>), Index (u32 or vec4<u32>)
+// expects: Elem (f32 or vec4<f32>), Stored (Elem, or the same of f16), Index (u32 or vec4<u32>)
 struct Params {
     n: u32,           // channel vectors of all samples' outputs; backward: inputs; backward _2: cells
     vectors: u32,     // channel vectors of a position
@@ -14,12 +14,12 @@ struct Params {
     factor: f32,      // 1 / window volume, padding included
 }
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<Elem>;                    // [N, D, H, W, C]
+@group(0) @binding(1) var<storage, read> x: array<Stored>;                  // [N, D, H, W, C]
 @group(0) @binding(2) var<storage, read> index: array<Index>;               // [N, OD, OH, OW, C] place of the maximum in D·H·W
-@group(0) @binding(3) var<storage, read> d_y: array<Elem>;                  // [N, OD, OH, OW, C]
-@group(0) @binding(4) var<storage, read_write> y: array<Elem>;              // [N, OD, OH, OW, C]
+@group(0) @binding(3) var<storage, read> d_y: array<Stored>;                // [N, OD, OH, OW, C]
+@group(0) @binding(4) var<storage, read_write> y: array<Stored>;            // [N, OD, OH, OW, C]
 @group(0) @binding(5) var<storage, read_write> index_out: array<Index>;     // [N, OD, OH, OW, C]
-@group(0) @binding(6) var<storage, read_write> d_x: array<Elem>;            // [N, D, H, W, C]
+@group(0) @binding(6) var<storage, read_write> d_x: array<Stored>;          // [N, D, H, W, C]
 
 const LANES: u32 = 64u;
 
@@ -72,16 +72,16 @@ fn max_forward(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) co
     let rh = window(p.h, params.kernel_h, params.stride_h, params.padding_h, params.in_h);
     let rw = window(p.w, params.kernel_w, params.stride_w, params.padding_w, params.in_w);
     let first = in_position(rd.x, rh.x, rw.x);
-    var best = Best(x[in_at(p.sample, first, p.c)], Index(first));
+    var best = Best(Elem(x[in_at(p.sample, first, p.c)]), Index(first));
     for (var d = rd.x; d < rd.y; d++) {
         for (var h = rh.x; h < rh.y; h++) {
             for (var w = rw.x; w < rw.y; w++) {
                 let position = in_position(d, h, w);
-                best = consider(best, x[in_at(p.sample, position, p.c)], position);
+                best = consider(best, Elem(x[in_at(p.sample, position, p.c)]), position);
             }
         }
     }
-    y[i] = best.value;
+    y[i] = Stored(best.value);
     index_out[i] = best.position;
 }
 
@@ -95,15 +95,15 @@ fn max_forward_2(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) 
     let row = params.in_w;
     let plane = params.in_h * row;
     let v = params.vectors;
-    var best = Best(x[at], Index(first));
-    best = consider(best, x[at + v], first + 1u);
-    best = consider(best, x[at + row * v], first + row);
-    best = consider(best, x[at + (row + 1u) * v], first + row + 1u);
-    best = consider(best, x[at + plane * v], first + plane);
-    best = consider(best, x[at + (plane + 1u) * v], first + plane + 1u);
-    best = consider(best, x[at + (plane + row) * v], first + plane + row);
-    best = consider(best, x[at + (plane + row + 1u) * v], first + plane + row + 1u);
-    y[i] = best.value;
+    var best = Best(Elem(x[at]), Index(first));
+    best = consider(best, Elem(x[at + v]), first + 1u);
+    best = consider(best, Elem(x[at + row * v]), first + row);
+    best = consider(best, Elem(x[at + (row + 1u) * v]), first + row + 1u);
+    best = consider(best, Elem(x[at + plane * v]), first + plane);
+    best = consider(best, Elem(x[at + (plane + 1u) * v]), first + plane + 1u);
+    best = consider(best, Elem(x[at + (plane + row) * v]), first + plane + row);
+    best = consider(best, Elem(x[at + (plane + row + 1u) * v]), first + plane + row + 1u);
+    y[i] = Stored(best.value);
     index_out[i] = best.position;
 }
 
@@ -121,11 +121,11 @@ fn max_backward(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) c
         for (var h = rh.x; h < rh.y; h++) {
             for (var w = rw.x; w < rw.y; w++) {
                 let o = out_at(p, d, h, w);
-                sum += select(Elem(0.0), d_y[o], index[o] == position);
+                sum += select(Elem(0.0), Elem(d_y[o]), index[o] == position);
             }
         }
     }
-    d_x[i] = sum;
+    d_x[i] = Stored(sum);
 }
 
 @compute @workgroup_size(LANES)
@@ -139,10 +139,10 @@ fn avg_forward(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) co
     var sum = Elem(0.0);
     for (var d = rd.x; d < rd.y; d++) {
         for (var h = rh.x; h < rh.y; h++) {
-            for (var w = rw.x; w < rw.y; w++) { sum += x[in_at(p.sample, in_position(d, h, w), p.c)]; }
+            for (var w = rw.x; w < rw.y; w++) { sum += Elem(x[in_at(p.sample, in_position(d, h, w), p.c)]); }
         }
     }
-    y[i] = sum * params.factor;
+    y[i] = Stored(sum * params.factor);
 }
 
 @compute @workgroup_size(LANES)
@@ -154,9 +154,10 @@ fn avg_forward_2(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) 
     let v = params.vectors;
     let row = params.in_w * v;
     let plane = params.in_h * row;
-    let near = (x[at] + x[at + v]) + (x[at + row] + x[at + row + v]);
-    let far = (x[at + plane] + x[at + plane + v]) + (x[at + plane + row] + x[at + plane + row + v]);
-    y[i] = (near + far) * params.factor;
+    let near = (Elem(x[at]) + Elem(x[at + v])) + (Elem(x[at + row]) + Elem(x[at + row + v]));
+    let behind = at + plane;
+    let far = (Elem(x[behind]) + Elem(x[behind + v])) + (Elem(x[behind + row]) + Elem(x[behind + row + v]));
+    y[i] = Stored((near + far) * params.factor);
 }
 
 @compute @workgroup_size(LANES)
@@ -170,10 +171,10 @@ fn avg_backward(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) c
     var sum = Elem(0.0);
     for (var d = rd.x; d < rd.y; d++) {
         for (var h = rh.x; h < rh.y; h++) {
-            for (var w = rw.x; w < rw.y; w++) { sum += d_y[out_at(p, d, h, w)]; }
+            for (var w = rw.x; w < rw.y; w++) { sum += Elem(d_y[out_at(p, d, h, w)]); }
         }
     }
-    d_x[i] = sum * params.factor;
+    d_x[i] = Stored(sum * params.factor);
 }
 
 // The i-th cell of 2×2×2 inputs; sizes that are odd end in cells that no window covers.
@@ -189,7 +190,7 @@ fn put(p: Place, d: u32, h: u32, w: u32, value: Elem, position: Index) {
     let at = vec3<u32>(2u * p.d + d, 2u * p.h + h, 2u * p.w + w);
     if at.x >= params.in_d || at.y >= params.in_h || at.z >= params.in_w { return; }
     let own = in_position(at.x, at.y, at.z);
-    d_x[in_at(p.sample, own, p.c)] = select(Elem(0.0), value, position == Index(own));
+    d_x[in_at(p.sample, own, p.c)] = Stored(select(Elem(0.0), value, position == Index(own)));
 }
 
 @compute @workgroup_size(LANES)
@@ -202,7 +203,7 @@ fn max_backward_2(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups)
     var position = Index(0u);
     if cell.covered {
         let o = out_at(p, p.d, p.h, p.w);
-        value = d_y[o];
+        value = Elem(d_y[o]);
         position = index[o];
     }
     put(p, 0u, 0u, 0u, value, position);
@@ -218,7 +219,7 @@ fn max_backward_2(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups)
 fn put_all(p: Place, d: u32, h: u32, w: u32, value: Elem) {
     let at = vec3<u32>(2u * p.d + d, 2u * p.h + h, 2u * p.w + w);
     if at.x >= params.in_d || at.y >= params.in_h || at.z >= params.in_w { return; }
-    d_x[in_at(p.sample, in_position(at.x, at.y, at.z), p.c)] = value;
+    d_x[in_at(p.sample, in_position(at.x, at.y, at.z), p.c)] = Stored(value);
 }
 
 @compute @workgroup_size(LANES)
@@ -228,7 +229,7 @@ fn avg_backward_2(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups)
     let cell = cell(i);
     let p = cell.place;
     var value = Elem(0.0);
-    if cell.covered { value = d_y[out_at(p, p.d, p.h, p.w)] * params.factor; }
+    if cell.covered { value = Elem(d_y[out_at(p, p.d, p.h, p.w)]) * params.factor; }
     put_all(p, 0u, 0u, 0u, value);
     put_all(p, 0u, 0u, 1u, value);
     put_all(p, 0u, 1u, 0u, value);

@@ -1,13 +1,13 @@
 //! Batch normalisation over N and space (Ioffe and Szegedy, 2015), as PyTorch's `BatchNorm3d`:
 //! normalised with the biased variance, the running variance kept unbiased.
 //!
-//! Activations are `[batch, spatial, channels]`, vectors `[channels]`.
+//! Activations are `[batch, spatial, channels]`, all stored alike; vectors `[channels]`, in 32 bits.
 
-use super::check::{Case, Outcome, Trial, compare, numbers};
-use super::rows::{Chunks, KINDS, Pretend, bound_at_once, elem, expect, row_chunks, row_parts, successive, vector_width};
+use super::check::{Case, DTYPES, Outcome, Trial, allowed, compare, numbers, rounded};
+use super::rows::{Chunks, KINDS, Pretend, alike, bound_at_once, elem, expect, row_chunks, row_parts, stored, successive, vector_width};
 use super::{Const, specialise};
 use crate::error::Result;
-use crate::gpu::{Context, Dispatch, Recorder, View};
+use crate::gpu::{Context, Dispatch, Dtype, Recorder, View};
 
 /// Shape of a batch normalisation.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -27,11 +27,12 @@ impl Geom {
         self.batch * self.spatial
     }
 
-    /// Checks that activations and vectors have this geometry's sizes.
-    fn expect(&self, activations: &[(&str, View)], vectors: &[(&str, View)]) -> Result<()> {
+    /// Checks that activations and vectors have this geometry's sizes; returns how activations are stored.
+    fn expect(&self, activations: &[(&str, View)], vectors: &[(&str, View)]) -> Result<Dtype> {
         let sizes = [(activations, self.rows() * self.channels), (vectors, self.channels)];
         let operands: Vec<_> = sizes.iter().flat_map(|(views, n)| views.iter().map(move |&(name, view)| (name, view, *n))).collect();
-        expect("batch_norm", &operands)
+        expect("batch_norm", &operands)?;
+        alike("batch_norm", activations)
     }
 }
 
@@ -47,17 +48,17 @@ struct Plan {
     geom: Geom,
     momentum: f32,
     /// Constants of the kernel's text.
-    header: [(&'static str, Const); 3],
+    header: [(&'static str, Const); 4],
     width: usize,
     /// `(first row, rows)` of each part that can be bound at once.
     parts: Vec<(usize, usize)>,
 }
 
 impl Plan {
-    fn new(rec: &Recorder<'_>, geom: &Geom, momentum: f32, running: bool) -> Result<Self> {
-        let parts = row_parts(rec.caps, "batch_norm", geom.rows(), geom.channels)?;
+    fn new(rec: &Recorder<'_>, geom: &Geom, dtype: Dtype, momentum: f32, running: bool) -> Result<Self> {
+        let parts = row_parts(rec.caps, "batch_norm", geom.rows(), geom.channels, dtype)?;
         let width = vector_width(geom.channels);
-        let header = [elem(width), successive(rec.caps), ("RUNNING", Const::Bool(running))];
+        let header = [elem(width), stored(width, dtype), successive(rec.caps), ("RUNNING", Const::Bool(running))];
         Ok(Self { geom: *geom, momentum, header, width, parts })
     }
 
@@ -136,8 +137,8 @@ pub fn forward(
 ) -> Result<()> {
     let running = [("running_mean", running_mean), ("running_var", running_var)];
     let saved = [("saved_mean", saved_mean), ("saved_inv_std", saved_inv_std)];
-    g.expect(&[("x", x), ("y", y)], &[&[("gamma", gamma), ("beta", beta)], &running[..], &saved[..]].concat())?;
-    let plan = Plan::new(rec, g, momentum, false)?;
+    let dtype = g.expect(&[("x", x), ("y", y)], &[&[("gamma", gamma), ("beta", beta)], &running[..], &saved[..]].concat())?;
+    let plan = Plan::new(rec, g, dtype, momentum, false)?;
     let (partials, count) = plan.reduce(rec, "statistics", 3, &[x], &[]);
     let views = [partials, running_mean, running_var, saved_mean, saved_inv_std];
     rec.push(plan.dispatch("finish_statistics", &views, 0, 0, 0, count).groups(plan.vectors()).flops(8 * partials.elements() as u64));
@@ -161,8 +162,8 @@ pub fn forward_running(
     y: View,
 ) -> Result<()> {
     let vectors = [("gamma", gamma), ("beta", beta), ("running_mean", running_mean), ("running_var", running_var)];
-    g.expect(&[("x", x), ("y", y)], &vectors)?;
-    Plan::new(rec, g, 0.0, true)?.map(rec, "normalize", &[x], &[running_mean, running_var, gamma, beta], y);
+    let dtype = g.expect(&[("x", x), ("y", y)], &vectors)?;
+    Plan::new(rec, g, dtype, 0.0, true)?.map(rec, "normalize", &[x], &[running_mean, running_var, gamma, beta], y);
     Ok(())
 }
 
@@ -220,8 +221,8 @@ fn record_backward(
     d_beta: View,
 ) -> Result<()> {
     let vectors = [("gamma", gamma), ("mean", mean), ("variance", spread), ("d_gamma", d_gamma), ("d_beta", d_beta)];
-    g.expect(&[("x", x), ("d_y", d_y), ("d_x", d_x)], &vectors)?;
-    let plan = Plan::new(rec, g, 0.0, running)?;
+    let dtype = g.expect(&[("x", x), ("d_y", d_y), ("d_x", d_x)], &vectors)?;
+    let plan = Plan::new(rec, g, dtype, 0.0, running)?;
     let (partials, count) = plan.reduce(rec, "backward_sums", 2, &[x, d_y], &[mean, spread]);
     let coefficients = rec.scratch(4 * g.channels);
     let views = [partials, mean, spread, gamma, d_gamma, d_beta, coefficients];
@@ -286,7 +287,7 @@ fn wide(v: &[f32]) -> Vec<f64> {
     v.iter().map(|&v| f64::from(v)).collect()
 }
 
-/// Inputs of a case: values of standard deviation about 1 around `offset`.
+/// Inputs of a case: values of standard deviation about 1 around `offset`, activations as they are stored.
 struct Inputs {
     x: Vec<f32>,
     gamma: Vec<f32>,
@@ -297,15 +298,17 @@ struct Inputs {
 }
 
 impl Inputs {
-    fn new(g: &Geom, offset: f32) -> Self {
+    fn new(g: &Geom, offset: f32, dtype: Dtype) -> Self {
         let (n, c) = (g.rows() * g.channels, g.channels);
+        let x: Vec<f32> = numbers(1, n, 2.0).iter().enumerate().map(|(i, v)| v + offset * (1.0 + (i % c) as f32 / c as f32)).collect();
+        let d_y: Vec<f32> = numbers(6, n, 1.0).iter().map(|v| v + 0.25).collect();
         Self {
-            x: numbers(1, n, 2.0).iter().enumerate().map(|(i, v)| v + offset * (1.0 + (i % c) as f32 / c as f32)).collect(),
+            x: rounded(&x, dtype),
             gamma: numbers(2, c, 1.0).iter().map(|v| v + 1.5).collect(),
             beta: numbers(3, c, 1.0),
             mean: numbers(4, c, 1.0).iter().map(|v| v + offset).collect(),
             var: numbers(5, c, 0.9).iter().map(|v| v + 1.0).collect(),
-            d_y: numbers(6, n, 1.0).iter().map(|v| v + 0.25).collect(),
+            d_y: rounded(&d_y, dtype),
         }
     }
 }
@@ -340,13 +343,13 @@ fn unpack(t: &Trial<'_>, whole: View, channels: usize) -> Result<Vec<Vec<f32>>> 
     Ok(all.chunks(channels.next_multiple_of(64)).map(|v| v[..channels].to_vec()).collect())
 }
 
-fn check_forward(ctx: &Context, g: &Geom, offset: f32, adapter: Pretend) -> Result<Outcome> {
-    let (i, momentum) = (Inputs::new(g, offset), 0.3f32);
+fn check_forward(ctx: &Context, g: &Geom, offset: f32, adapter: Pretend, dtype: Dtype) -> Result<Outcome> {
+    let (i, momentum) = (Inputs::new(g, offset, dtype), 0.3f32);
     let mut t = Trial::new(ctx);
-    let x = t.input(&i.x)?;
+    let x = t.floats(&i.x, dtype)?;
     let (_, parameters) = pack(&mut t, &[&i.gamma, &i.beta], g.channels)?;
     let (buffers, running) = pack(&mut t, &[&i.mean, &i.var], g.channels)?;
-    let (saved_mean, saved_inv_std, y) = (t.output(g.channels)?, t.output(g.channels)?, t.output(i.x.len())?);
+    let (saved_mean, saved_inv_std, y) = (t.output(g.channels)?, t.output(g.channels)?, t.output_of(i.x.len(), dtype)?);
     t.run(|rec| {
         adapter.record(rec, |rec| {
             forward(rec, g, momentum, x, parameters[0], parameters[1], running[0], running[1], saved_mean, saved_inv_std, y)
@@ -366,7 +369,7 @@ fn check_forward(ctx: &Context, g: &Geom, offset: f32, adapter: Pretend) -> Resu
     let tolerance = 2e-6 + 3e-7 * f64::from(offset);
     let inv_std: Vec<f64> = var.iter().map(|v| 1.0 / (v + eps).sqrt()).collect();
     worst([
-        ("y", compare(&t.read(y)?, &want_y, tolerance)?),
+        ("y", compare(&t.numbers(y)?, &want_y, allowed(tolerance, dtype))?),
         ("saved_mean", compare(&t.read(saved_mean)?, &mean, 4e-6)?),
         ("saved_inv_std", compare(&t.read(saved_inv_std)?, &inv_std, 2e-6)?),
         ("running_mean", compare(&got[0], &moved(&i.mean, &mean, 1.0), 1e-6)?),
@@ -374,22 +377,22 @@ fn check_forward(ctx: &Context, g: &Geom, offset: f32, adapter: Pretend) -> Resu
     ])
 }
 
-fn check_forward_running(ctx: &Context, g: &Geom, adapter: Pretend) -> Result<Outcome> {
-    let i = Inputs::new(g, 0.0);
+fn check_forward_running(ctx: &Context, g: &Geom, adapter: Pretend, dtype: Dtype) -> Result<Outcome> {
+    let i = Inputs::new(g, 0.0, dtype);
     let mut t = Trial::new(ctx);
-    let (x, y) = (t.input(&i.x)?, t.output(i.x.len())?);
+    let (x, y) = (t.floats(&i.x, dtype)?, t.output_of(i.x.len(), dtype)?);
     let (_, v) = pack(&mut t, &[&i.gamma, &i.beta, &i.mean, &i.var], g.channels)?;
     t.run(|rec| adapter.record(rec, |rec| forward_running(rec, g, x, v[0], v[1], v[2], v[3], y)))?;
     let want = reference_normalize(&wide(&i.x), &wide(&i.mean), &wide(&i.var), f64::from(g.eps), &wide(&i.gamma), &wide(&i.beta));
-    compare(&t.read(y)?, &want, 1e-6)
+    compare(&t.numbers(y)?, &want, allowed(1e-6, dtype))
 }
 
-fn check_backward(ctx: &Context, g: &Geom, fixed: bool, adapter: Pretend) -> Result<Outcome> {
-    let i = Inputs::new(g, 0.5);
+fn check_backward(ctx: &Context, g: &Geom, fixed: bool, adapter: Pretend, dtype: Dtype) -> Result<Outcome> {
+    let i = Inputs::new(g, 0.5, dtype);
     let eps = f64::from(g.eps);
     let (mean, var) = if fixed { (wide(&i.mean), wide(&i.var)) } else { reference_statistics(&wide(&i.x), g.channels) };
     let mut t = Trial::new(ctx);
-    let (x, d_y, d_x) = (t.input(&i.x)?, t.input(&i.d_y)?, t.output(i.x.len())?);
+    let (x, d_y, d_x) = (t.floats(&i.x, dtype)?, t.floats(&i.d_y, dtype)?, t.output_of(i.x.len(), dtype)?);
     let gamma = t.input(&i.gamma)?;
     let mean32: Vec<f32> = mean.iter().map(|&v| v as f32).collect();
     let spread: Vec<f32> = var.iter().map(|&v| if fixed { v as f32 } else { (1.0 / (v + eps).sqrt()) as f32 }).collect();
@@ -406,7 +409,8 @@ fn check_backward(ctx: &Context, g: &Geom, fixed: bool, adapter: Pretend) -> Res
     let got = unpack(&t, gradients, g.channels)?;
     // Sums cancel to about √rows of their terms; d_x is a difference of three terms.
     let d_gamma = compare(&got[0], &want_gamma, 5e-6)?;
-    worst([("d_x", compare(&t.read(d_x)?, &want_x, 5e-6)?), ("d_gamma", d_gamma), ("d_beta", compare(&got[1], &want_beta, 5e-6)?)])
+    let d_x = compare(&t.numbers(d_x)?, &want_x, allowed(5e-6, dtype))?;
+    worst([("d_x", d_x), ("d_gamma", d_gamma), ("d_beta", compare(&got[1], &want_beta, 5e-6)?)])
 }
 
 /// Training and inference, forward and backward: awkward channels and rows, large means, several
@@ -433,16 +437,20 @@ pub fn cases() -> Vec<Case> {
     let mut out = Vec::new();
     for (batch, spatial, channels, limit) in shapes {
         let g = Geom { batch, spatial, channels, eps: 1e-5 };
-        for kind in KINDS {
+        for (kind, dtype) in KINDS.into_iter().flat_map(|kind| DTYPES.map(|dtype| (kind, dtype))) {
             let adapter = Pretend { limit, kind };
             let what = format!("{batch}x{spatial}x{channels} {kind:?}{}", bound_at_once(limit));
             for offset in [0.0, 100.0] {
                 let what = format!("{what}, mean {offset}");
-                out.push(Case::new("batch_norm", "forward", what, move |ctx| check_forward(ctx, &g, offset, adapter)));
+                let check = move |ctx: &Context| check_forward(ctx, &g, offset, adapter, dtype);
+                out.push(Case::new("batch_norm", "forward", what, check).stored(dtype));
             }
-            out.push(Case::new("batch_norm", "forward_running", what.clone(), move |ctx| check_forward_running(ctx, &g, adapter)));
-            out.push(Case::new("batch_norm", "backward", what.clone(), move |ctx| check_backward(ctx, &g, false, adapter)));
-            out.push(Case::new("batch_norm", "backward_running", what, move |ctx| check_backward(ctx, &g, true, adapter)));
+            let check = move |ctx: &Context| check_forward_running(ctx, &g, adapter, dtype);
+            out.push(Case::new("batch_norm", "forward_running", what.clone(), check).stored(dtype));
+            for (variant, fixed) in [("backward", false), ("backward_running", true)] {
+                let check = move |ctx: &Context| check_backward(ctx, &g, fixed, adapter, dtype);
+                out.push(Case::new("batch_norm", variant, what.clone(), check).stored(dtype));
+            }
         }
     }
     out

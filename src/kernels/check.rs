@@ -4,8 +4,10 @@
 //! `semgen doctor` runs them on the user's adapter. Every buffer of a case lies between guard
 //! bands whose content must survive.
 
+use half::f16;
+
 use crate::error::{Error, Result};
-use crate::gpu::{Buffer, BufferId, Caps, Context, Recorder, View, run_once};
+use crate::gpu::{Buffer, BufferId, Caps, Context, Dtype, Recorder, View, run_once};
 use crate::rng::{Key, Purpose};
 
 /// Result of one comparison.
@@ -34,6 +36,8 @@ pub struct Case {
     pub kernel: &'static str,
     /// Variant or entry point.
     pub variant: &'static str,
+    /// How the activations of the case are stored.
+    pub dtype: Dtype,
     /// Shape and other particulars.
     pub what: String,
     body: Box<Body>,
@@ -41,7 +45,7 @@ pub struct Case {
 
 impl std::fmt::Debug for Case {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {} {}", self.kernel, self.variant, self.what)
+        write!(f, "{} {}", self.name(), self.what)
     }
 }
 
@@ -53,7 +57,23 @@ impl Case {
         what: impl Into<String>,
         body: impl Fn(&Context) -> Result<Outcome> + Send + Sync + 'static,
     ) -> Self {
-        Self { kernel, variant, what: what.into(), body: Box::new(body) }
+        Self { kernel, variant, dtype: Dtype::F32, what: what.into(), body: Box::new(body) }
+    }
+
+    /// The case, of activations stored as `dtype`.
+    #[must_use]
+    pub fn stored(self, dtype: Dtype) -> Self {
+        Self { dtype, ..self }
+    }
+
+    /// Kernel and variant, and how activations are stored where that is not in 32 bits.
+    pub fn name(&self) -> String {
+        format!("{} {}{}", self.kernel, self.variant, if self.dtype == Dtype::F16 { " f16" } else { "" })
+    }
+
+    /// Why the case cannot be carried out on an adapter, if it cannot.
+    pub fn beyond(&self, caps: &Caps) -> Option<&'static str> {
+        (self.dtype == Dtype::F16 && !caps.f16).then_some("the adapter has no 16-bit floats in shaders")
     }
 
     /// Carries the case out.
@@ -115,18 +135,44 @@ impl<'c> Trial<'c> {
         Ok(view)
     }
 
+    /// A buffer holding `data` rounded to what `dtype` stores; [`rounded`] gives the same numbers.
+    ///
+    /// # Errors
+    /// As [`Context::buffer`].
+    pub fn floats(&mut self, data: &[f32], dtype: Dtype) -> Result<View> {
+        if dtype == Dtype::F32 {
+            return self.input(data);
+        }
+        let view = self.output_of(data.len(), dtype)?;
+        let mut halves: Vec<u16> = data.iter().map(|&v| f16::from_f32(v).to_bits()).collect();
+        if halves.len() % 2 == 1 {
+            // The rest of the last word belongs to the guard band.
+            halves.push((SENTINEL >> 16) as u16);
+        }
+        self.ctx.upload(&self.buffers[view.buffer.0 as usize], view.offset, &halves);
+        Ok(view)
+    }
+
     /// A buffer of `elements` elements, filled with NaN.
     ///
     /// # Errors
     /// As [`Context::buffer`].
     pub fn output(&mut self, elements: usize) -> Result<View> {
-        let len = elements as u64 * 4;
+        self.output_of(elements, Dtype::F32)
+    }
+
+    /// A buffer of `elements` elements stored as `dtype`, filled with NaN.
+    ///
+    /// # Errors
+    /// As [`Context::buffer`].
+    pub fn output_of(&mut self, elements: usize, dtype: Dtype) -> Result<View> {
+        let len = elements as u64 * dtype.bytes();
         let buffer = self.ctx.buffer("semgen.trial", GUARD + len.next_multiple_of(GUARD) + GUARD)?;
         let words = usize::try_from(buffer.bytes() / 4).unwrap_or(0);
         self.ctx.upload(&buffer, 0, &vec![SENTINEL; words]);
         self.buffers.push(buffer);
         #[expect(clippy::cast_possible_truncation, reason = "a trial has few buffers")]
-        Ok(View { offset: GUARD, ..View::whole(BufferId(self.buffers.len() as u32 - 1), elements) })
+        Ok(View { offset: GUARD, ..View::typed(BufferId(self.buffers.len() as u32 - 1), elements, dtype) })
     }
 
     /// Records with `record` and runs it; then every guard band must be intact.
@@ -139,18 +185,38 @@ impl<'c> Trial<'c> {
         run_once(self.ctx, &rec, &self.buffers)
     }
 
-    /// The content of `view`, after a check of its buffer's guard bands.
+    /// The content of `view` (4-byte elements), after a check of its buffer's guard bands.
     ///
     /// # Errors
     /// [`Error::Gpu`] when the device failed or something wrote outside the view.
     pub fn read<T: bytemuck::Pod>(&self, view: View) -> Result<Vec<T>> {
-        let buffer = &self.buffers[view.buffer.0 as usize];
-        let words: Vec<u32> = self.ctx.read(buffer, 0, usize::try_from(buffer.bytes() / 4).unwrap_or(0))?;
-        let (first, last) = ((GUARD / 4) as usize, (GUARD / 4) as usize + view.elements());
-        if let Some(i) = (0..first).chain(last..words.len()).find(|&i| words[i] != SENTINEL) {
-            return Err(Error::Gpu(format!("a kernel wrote outside its buffer, {} elements from the start", i as i64 - first as i64)));
+        Ok(bytemuck::pod_collect_to_vec(&self.bytes(view)?))
+    }
+
+    /// The numbers of `view`, however they are stored, after a check of its buffer's guard bands.
+    ///
+    /// # Errors
+    /// As [`Trial::read`].
+    pub fn numbers(&self, view: View) -> Result<Vec<f32>> {
+        match view.dtype {
+            Dtype::F32 => self.read(view),
+            Dtype::F16 => {
+                let halves: Vec<u16> = bytemuck::pod_collect_to_vec(&self.bytes(view)?);
+                Ok(halves.into_iter().map(|h| f16::from_bits(h).to_f32()).collect())
+            }
         }
-        Ok(bytemuck::cast_slice(&words[first..last]).to_vec())
+    }
+
+    fn bytes(&self, view: View) -> Result<Vec<u8>> {
+        let buffer = &self.buffers[view.buffer.0 as usize];
+        let bytes: Vec<u8> = self.ctx.read(buffer, 0, usize::try_from(buffer.bytes()).unwrap_or(0))?;
+        let first = GUARD as usize;
+        let last = first + usize::try_from(view.len).unwrap_or(0);
+        let guard = SENTINEL.to_le_bytes();
+        if let Some(i) = (0..first).chain(last..bytes.len()).find(|&i| bytes[i] != guard[i % 4]) {
+            return Err(Error::Gpu(format!("a kernel wrote outside its buffer, {} bytes from the start", i as i64 - first as i64)));
+        }
+        Ok(bytes[first..last].to_vec())
     }
 }
 
@@ -172,6 +238,26 @@ pub fn numbers(seed: u32, n: usize, scale: f32) -> Vec<f32> {
     let mut rng = Key::new(0xC0FFEE).purpose(Purpose::Check, seed).rng();
     (0..n).map(|_| (rng.unit() * 2.0 - 1.0) * scale).collect()
 }
+
+/// `data` as [`Trial::floats`] stores it, for references: they start from what the kernel reads.
+pub fn rounded(data: &[f32], dtype: Dtype) -> Vec<f32> {
+    match dtype {
+        Dtype::F32 => data.to_vec(),
+        Dtype::F16 => data.iter().map(|&v| f16::from_f32(v).to_f32()).collect(),
+    }
+}
+
+/// The error allowed in a result stored as `dtype` where `arithmetic` is allowed in 32 bits: half a unit in the last
+/// place of a 16-bit float is 2⁻¹¹ of a number, and adapters may round toward zero.
+pub fn allowed(arithmetic: f64, dtype: Dtype) -> f64 {
+    match dtype {
+        Dtype::F32 => arithmetic,
+        Dtype::F16 => arithmetic + 1e-3,
+    }
+}
+
+/// Both ways to store activations.
+pub const DTYPES: [Dtype; 2] = [Dtype::F32, Dtype::F16];
 
 /// Compares with a reference: the largest `|got - want| / (|want| + scale)` must not exceed
 /// `tolerance`, where scale is the reference's root mean square (so that sums that cancel are

@@ -8,6 +8,9 @@
 
 use std::sync::Arc;
 
+use crate::error::{Error, Result};
+use crate::gpu::{Caps, Dtype};
+
 pub mod activation;
 pub mod batch_norm;
 pub mod check;
@@ -82,11 +85,15 @@ pub enum Const {
 
 /// The complete text of kernel `name`: the constants of `header`, the common pieces named on
 /// the file's `// uses:` line, and the file itself with each `//@<marker>` line replaced by its
-/// generated block.
+/// generated block; 16-bit floats are enabled where an alias or a block uses them.
 pub fn specialise(name: &str, header: &[(&str, Const)], blocks: &[(&str, &str)]) -> Arc<str> {
     use std::fmt::Write;
     let body = file(name);
     let mut out = String::with_capacity(body.len() + 2048);
+    let halves = |text: &str| text.contains("f16");
+    if header.iter().any(|h| matches!(h.1, Const::Type(t) if halves(t))) || blocks.iter().any(|b| halves(b.1)) {
+        out.push_str("enable f16;\n");
+    }
     for (name, value) in header {
         let _ = match value {
             Const::U32(v) => writeln!(out, "const {name}: u32 = {v}u;"),
@@ -114,23 +121,26 @@ pub fn specialise(name: &str, header: &[(&str, Const)], blocks: &[(&str, &str)])
     out.into()
 }
 
-/// Splits a batch so that each part's largest tensor (of `sample` elements a sample) fits a binding,
-/// and each part's work (of `flops` a sample) stays below the adapter's bound for one dispatch.
-///
-/// Returns `(first sample, samples)` pairs; offsets of all parts are aligned for binding when
-/// `elements` lists the elements per sample of every tensor that is sliced.
+/// [`stored_parts`] of tensors of 4-byte elements, `elements` a sample.
 ///
 /// # Errors
-/// [`crate::error::Error::ExceedsLimit`] when not even one sample fits.
-pub fn batch_parts(
-    caps: &crate::gpu::Caps,
-    op: &'static str,
-    batch: usize,
-    elements: &[usize],
-    flops: u64,
-) -> crate::error::Result<Vec<(usize, usize)>> {
-    use crate::error::Error;
-    let largest = elements.iter().copied().max().unwrap_or(1).max(1) as u64 * 4;
+/// As [`stored_parts`].
+pub fn batch_parts(caps: &Caps, op: &'static str, batch: usize, elements: &[usize], flops: u64) -> Result<Vec<(usize, usize)>> {
+    let samples: Vec<_> = elements.iter().map(|&n| (n, Dtype::F32)).collect();
+    stored_parts(caps, op, batch, &samples, flops)
+}
+
+/// Splits a batch so that each part's largest tensor fits a binding, and each part's work (of `flops` a sample)
+/// stays below the adapter's bound for one dispatch.
+///
+/// Returns `(first sample, samples)` pairs; offsets of all parts are aligned for binding when `samples` lists the
+/// elements of a sample, and how they are stored, of every tensor that is sliced.
+///
+/// # Errors
+/// [`Error::ExceedsLimit`] when not even one sample fits.
+pub fn stored_parts(caps: &Caps, op: &'static str, batch: usize, samples: &[(usize, Dtype)], flops: u64) -> Result<Vec<(usize, usize)>> {
+    let bytes: Vec<u64> = samples.iter().map(|&(n, dtype)| n as u64 * dtype.bytes()).collect();
+    let largest = bytes.iter().copied().max().unwrap_or(1).max(1);
     let by_binding = caps.max_binding / largest;
     if by_binding == 0 {
         return Err(Error::ExceedsLimit {
@@ -147,7 +157,7 @@ pub fn batch_parts(
         return Ok(vec![(0, batch)]);
     }
     // Every part but the last starts and ends at an offset that every sliced tensor can be bound at.
-    let unit = (1..=64usize).find(|u| elements.iter().all(|e| ((e * u) as u64 * 4).is_multiple_of(caps.storage_align))).unwrap_or(64);
+    let unit = (1..=128usize).find(|&u| bytes.iter().all(|b| (b * u as u64).is_multiple_of(caps.storage_align))).unwrap_or(128);
     let step = (most / unit * unit).max(unit);
     if step > by_binding {
         return Err(Error::ExceedsLimit {
@@ -160,9 +170,9 @@ pub fn batch_parts(
     Ok((0..batch).step_by(step).map(|n0| (n0, step.min(batch - n0))).collect())
 }
 
-/// Element ranges `(first, elements)` of a flat tensor that each fit a binding, begin at an
+/// Element ranges `(first, elements)` of a flat tensor of 4-byte elements that each fit a binding, begin at an
 /// aligned offset and, but for a tail shorter than 64 elements, hold a multiple of four.
-pub fn flat_parts(caps: &crate::gpu::Caps, elements: usize) -> Vec<(usize, usize)> {
+pub fn flat_parts(caps: &Caps, elements: usize) -> Vec<(usize, usize)> {
     let align = usize::try_from(caps.storage_align.max(256)).unwrap_or(256) / 4;
     let most = usize::try_from(caps.max_binding / 4).unwrap_or(usize::MAX) / align * align;
     let even = if elements.is_multiple_of(4) { elements } else { elements / align * align };
@@ -186,8 +196,8 @@ pub(crate) fn vector(quadruples: bool) -> ((&'static str, Const), (&'static str,
 
 #[cfg(test)]
 mod tests {
-    use super::flat_parts;
-    use crate::gpu::Caps;
+    use super::{Const, flat_parts, specialise, stored_parts};
+    use crate::gpu::{Caps, Dtype};
 
     #[test]
     fn flat_parts_cover_everything_once_at_aligned_offsets() {
@@ -202,5 +212,27 @@ mod tests {
             }
             assert_eq!(next, n);
         }
+    }
+
+    #[test]
+    fn parts_of_tensors_stored_in_sixteen_bits_are_aligned_and_hold_twice_as_many_samples() {
+        let caps = Caps { max_binding: 4096, ..Caps::minimal() };
+        let parts = |samples: &[(usize, Dtype)]| stored_parts(&caps, "check", 1000, samples, 1).unwrap();
+        assert_eq!(parts(&[(32, Dtype::F32)])[1], (32, 32));
+        assert_eq!(parts(&[(32, Dtype::F16)])[1], (64, 64));
+        // An odd number of elements a sample is aligned after 128 samples only.
+        assert_eq!(parts(&[(3, Dtype::F16)])[1], (640, 360));
+        // The larger tensor bounds the part, the smaller one its alignment.
+        assert_eq!(parts(&[(16, Dtype::F32), (4, Dtype::F16)])[1], (64, 64));
+        assert!(stored_parts(&caps, "check", 2, &[(2049, Dtype::F16)], 1).is_err());
+    }
+
+    #[test]
+    fn sixteen_bit_floats_are_enabled_where_they_are_used() {
+        let text = |stored| {
+            specialise("activation", &[("FUNCTION", Const::U32(0)), ("Elem", Const::Type("f32")), ("Stored", Const::Type(stored))], &[])
+        };
+        assert!(text("f16").starts_with("enable f16;\n"));
+        assert!(!text("f32").contains("enable"));
     }
 }
