@@ -197,6 +197,17 @@ words! {
     }
 }
 
+words! {
+    /// How activations are stored while training.
+    Precision {
+        /// In 32 bits: the reference.
+        F32 = "f32",
+        /// Activations and their gradients in 16 bits, with a dynamic loss scale; arithmetic, parameters, their
+        /// gradients, statistics, losses and the optimiser stay in 32 bits. Needs an adapter with 16-bit floats.
+        Mixed = "mixed",
+    }
+}
+
 /// All settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -333,6 +344,8 @@ pub struct Train {
     pub val_transform: ValTransform,
     /// Crops per step.
     pub batch_size: usize,
+    /// Storage of activations in both phases; the autoencoder of `discover` is always trained in f32.
+    pub precision: Precision,
     /// Most optimiser steps over both phases; 0 means no bound.
     pub max_steps: usize,
     /// Most epochs of the joint phase.
@@ -430,6 +443,7 @@ impl Default for Config {
                 flip_axes: FlipAxes::Xy,
                 val_transform: ValTransform::Fixed,
                 batch_size: 12,
+                precision: Precision::F32,
                 max_steps: 0,
                 epochs: 10_000,
                 classification_epochs: 10_000,

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::args::{Common, Settings};
 use super::text;
-use crate::config::{Config, Optimiser};
+use crate::config::{Config, Optimiser, Precision};
 use crate::discover::autoencoder;
 use crate::error::{Error, Result};
 use crate::gpu::{Caps, adapters};
@@ -35,6 +35,8 @@ struct Need {
     phase: &'static str,
     batch: usize,
     size: [usize; 3],
+    /// Storage of activations.
+    precision: Precision,
     parameters: usize,
     /// Multiply-adds × 2 of one step: forward and backward.
     flops_per_step: u64,
@@ -55,6 +57,9 @@ struct Memory {
     optimiser: u64,
     /// Inputs, activations and their gradients of a training step.
     training: u64,
+    /// What `training` would be in f32, when it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    training_f32: Option<u64>,
     /// The same for validation, which stays ready beside it.
     validation: u64,
     /// Distorting the inputs of both.
@@ -89,7 +94,8 @@ impl From<&PlannedOp> for Row {
 pub(super) fn run(common: &Common, a: &Args) -> Result<()> {
     let config = a.settings.on(Config::default())?;
     let caps = match common.adapter.as_deref() {
-        Some("none") => Caps::minimal(),
+        // What is planned for no adapter in particular may be mixed.
+        Some("none") => Caps { f16: true, ..Caps::minimal() },
         choice => adapters(choice)?.into_iter().find(|r| r.chosen).map_or_else(Caps::minimal, |r| r.caps),
     };
     let needs = needs(&config, &caps, a.ops)?;
@@ -99,7 +105,7 @@ pub(super) fn run(common: &Common, a: &Args) -> Result<()> {
     }
     text::say(format_args!("on {} ({})", caps.name, caps.backend));
     let rows: Vec<Vec<String>> = needs.iter().map(overview).collect();
-    text::say(text::table(&["phase", "batch", "size", "parameters", "GFLOP/step", "bytes/step", "device memory"], &rows));
+    text::say(text::table(&["phase", "batch", "size", "precision", "parameters", "GFLOP/step", "bytes/step", "device memory"], &rows));
     for n in &needs {
         let m = &n.device_bytes;
         text::say(format_args!("\n{}: {}", n.phase, text::bytes(m.total)));
@@ -111,7 +117,11 @@ pub(super) fn run(common: &Common, a: &Args) -> Result<()> {
             ("distortion", m.augmentation),
         ];
         for (name, bytes) in parts {
-            text::say(format_args!("  {name:<24}{:>12}", text::bytes(bytes)));
+            let note = match n.device_bytes.training_f32 {
+                Some(f32) if name == "training step" => format!("  (in f32 {})", text::bytes(f32)),
+                _ => String::new(),
+            };
+            text::say(format_args!("  {name:<24}{:>12}{note}", text::bytes(bytes)));
         }
         text::say("  largest results:");
         for l in &n.largest {
@@ -137,6 +147,7 @@ fn overview(n: &Need) -> Vec<String> {
         n.phase.into(),
         n.batch.to_string(),
         text::by(&n.size),
+        n.precision.word().into(),
         n.parameters.to_string(),
         giga(n.flops_per_step),
         text::bytes(n.bytes_per_step),
@@ -168,7 +179,10 @@ fn needs(config: &Config, caps: &Caps, ops: bool) -> Result<Vec<Need>> {
     }
     list.push((joint, network, t.batch_size, config.cube.size, t.optimiser));
     list.into_iter()
-        .map(|(objective, spec, batch, size, optimiser)| need(config, caps, objective, &spec, batch, size, optimiser, ops))
+        .map(|(objective, spec, batch, size, optimiser)| {
+            let precision = if objective.word() == "autoencoder" { Precision::F32 } else { t.precision };
+            need(config, caps, objective, &spec, batch, size, precision, optimiser, ops)
+        })
         .collect()
 }
 
@@ -189,11 +203,12 @@ fn need(
     spec: &Spec,
     batch: usize,
     size: [usize; 3],
+    precision: Precision,
     optimiser: Optimiser,
     ops: bool,
 ) -> Result<Need> {
-    let plan = |mode| Plan::new(&objective.graph(spec, batch, size, mode)?, caps);
-    let (train, evaluate) = (plan(Mode::Train), plan(Mode::Evaluate));
+    let plan = |mode, precision| Plan::new(&objective.graph(spec, batch, size, mode)?.stored_in(precision), caps);
+    let (train, evaluate) = (plan(Mode::Train, precision), plan(Mode::Evaluate, precision));
     let (train, evaluate) = (train.map_err(|e| of_phase(objective, e))?, evaluate.map_err(|e| of_phase(objective, e))?);
     let distorted = !matches!(objective, Objective::Autoencoder { .. });
     let mut augmentation = 0;
@@ -208,13 +223,20 @@ fn need(
     let weights = train.store_bytes(0);
     let optimiser = train.store_bytes(moments(optimiser)) - weights;
     let (training, validation) = (train.slot_bytes(), evaluate.slot_bytes());
+    // What does not fit the adapter in f32 has no such number.
+    let training_f32 = if precision == Precision::Mixed { plan(Mode::Train, Precision::F32).ok().map(|p| p.slot_bytes()) } else { None };
     let graph = &train.graph;
     let results = graph.nodes().iter().flat_map(|n| n.outputs.iter().map(move |&v| (n, v)));
     let mut largest: Vec<Large> = results
         .filter(|(_, v)| graph.values().get(v.0).is_some_and(|value| value.home == Home::Computed))
         .map(|(n, v)| {
             let shape = graph.shape(v);
-            Large { label: n.label.clone(), op: n.op.name(), shape: shape.to_string(), bytes: shape.len() as u64 * 4 }
+            Large {
+                label: n.label.clone(),
+                op: n.op.name(),
+                shape: shape.to_string(),
+                bytes: shape.len() as u64 * graph.values()[v.0].dtype.bytes(),
+            }
         })
         .collect();
     largest.sort_by_key(|l| std::cmp::Reverse(l.bytes));
@@ -223,6 +245,7 @@ fn need(
         phase: objective.word(),
         batch,
         size,
+        precision,
         parameters: graph.params.count(),
         flops_per_step: train.flops(),
         bytes_per_step: train.bytes(),
@@ -230,6 +253,7 @@ fn need(
             weights,
             optimiser,
             training,
+            training_f32,
             validation,
             augmentation,
             total: weights + optimiser + training + validation + augmentation,

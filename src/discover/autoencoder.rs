@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::config::{Auto, Autoencoder, Config, Optimiser, Schedule};
+use crate::config::{Auto, Autoencoder, Config, Optimiser, Precision, Schedule};
 use crate::data::resize::resize;
 use crate::data::store::{Split, Store};
 use crate::error::{Error, Result};
@@ -320,6 +320,8 @@ pub fn train(
         size: scans.size(),
         feed: Feed::Plain,
         batch,
+        // Patients are described alike whatever precision the network is pretrained in.
+        precision: Precision::F32,
         optimiser: Optimiser::Adam,
         hyper: Hyper::default(),
         clip_norm: 0.0,

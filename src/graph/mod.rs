@@ -8,12 +8,15 @@ mod backprop;
 mod build;
 mod op;
 mod params;
+mod precision;
 
 pub use build::NormValues;
 pub use op::{Op, Upsampling};
 pub use params::{Init, Layout, Param, Tensors};
+pub use precision::LOSS_SCALE;
 
 use crate::error::{Error, Result};
+use crate::gpu::Dtype;
 
 /// Shape of a value: `[N, D, H, W, C]`, C innermost. Vectors are `[1, 1, 1, 1, n]`, per-sample numbers `[N, 1, 1, 1, 1]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -91,6 +94,8 @@ pub struct Value {
     pub shape: Shape,
     /// Where it lives.
     pub home: Home,
+    /// How its elements are stored; see [`Graph::stored_in`].
+    pub dtype: Dtype,
 }
 
 /// An operation with its operands.
@@ -117,6 +122,8 @@ pub struct Graph {
     pub state: Tensors,
     inputs: Vec<(String, ValueId)>,
     outputs: Vec<(String, ValueId)>,
+    /// The constant that the gradient starts from, if there is a gradient.
+    seed: Option<ValueId>,
 }
 
 impl Graph {
@@ -189,7 +196,7 @@ impl Graph {
     }
 
     fn value(&mut self, shape: Shape, home: Home) -> ValueId {
-        self.values.push(Value { shape, home });
+        self.values.push(Value { shape, home, dtype: Dtype::F32 });
         ValueId(self.values.len() - 1)
     }
 

@@ -130,17 +130,21 @@ pub fn norm(rec: &mut Recorder<'_>, g: View, out: View) -> Result<()> {
     Ok(())
 }
 
-/// `scale[0] = min(1, max_norm / (norm[0] + 1e-6))`; 1 when `max_norm` is 0, which means no clipping.
-/// `norm` and `scale` lie in different buffers.
+/// `scale[0] = u · min(1, max_norm / (u · norm[0] + 1e-6))` with `u = unscale[0]`, the inverse of the number by which the
+/// gradient is too large; `u` alone when `max_norm` is 0, which means no clipping. `scale` lies in a buffer of its own.
 ///
 /// # Errors
 /// [`Error::Shape`] when a view is not one element or `max_norm` is negative or not finite.
-pub fn clip(rec: &mut Recorder<'_>, norm: View, max_norm: f32, scale: View) -> Result<()> {
-    if norm.elements() != 1 || scale.elements() != 1 || !(max_norm >= 0.0 && max_norm.is_finite()) {
-        let (a, b) = (norm.elements(), scale.elements());
-        return Err(Error::shape("clip", format!("{a} norms, {b} factors and the bound {max_norm}, expected 1, 1 and a finite bound")));
+pub fn clip(rec: &mut Recorder<'_>, norm: View, unscale: View, max_norm: f32, scale: View) -> Result<()> {
+    if [norm, unscale, scale].iter().any(|v| v.elements() != 1) || !(max_norm >= 0.0 && max_norm.is_finite()) {
+        let [a, b, c] = [norm, unscale, scale].map(View::elements);
+        return Err(Error::shape(
+            "clip",
+            format!("{a} norms, {b} and {c} factors and the bound {max_norm}, expected 1 each and a finite bound"),
+        ));
     }
-    rec.push(Dispatch::new("clip", "forward", specialise("clip", &[], &[])).bind(norm).bind(scale).param("max_norm", max_norm));
+    let d = Dispatch::new("clip", "forward", specialise("clip", &[], &[])).bind(norm).bind(unscale).bind(scale);
+    rec.push(d.param("max_norm", max_norm));
     Ok(())
 }
 
@@ -232,13 +236,13 @@ fn norm_case(what: &'static str, g: Vec<f32>, binding: u64) -> Case {
     })
 }
 
-fn clip_case(value: f32, max_norm: f32) -> Case {
-    Case::new("clip", "forward", format!("norm {value} bound {max_norm}"), move |ctx| {
+fn clip_case(value: f32, max_norm: f32, loss_scale: f32) -> Case {
+    Case::new("clip", "forward", format!("norm {value} bound {max_norm} loss scale {loss_scale}"), move |ctx| {
         let mut t = Trial::new(ctx);
-        let (norm, scale) = (t.input(&[value])?, t.output(1)?);
-        t.run(|rec| clip(rec, norm, max_norm, scale))?;
-        let want = if max_norm == 0.0 { 1.0 } else { (f64::from(max_norm) / (f64::from(value) + 1e-6)).min(1.0) };
-        compare(&t.read(scale)?, &[want], 1e-6)
+        let (norm, unscale, scale) = (t.input(&[value * loss_scale])?, t.input(&[1.0 / loss_scale])?, t.output(1)?);
+        t.run(|rec| clip(rec, norm, unscale, max_norm, scale))?;
+        let factor = if max_norm == 0.0 { 1.0 } else { (f64::from(max_norm) / (f64::from(value) + 1e-6)).min(1.0) };
+        compare(&t.read(scale)?, &[factor / f64::from(loss_scale)], 1e-6)
     })
 }
 
@@ -248,10 +252,10 @@ fn spoilt(what: &'static str, value: f32, want: [f32; 2]) -> Case {
         let mut g = numbers(5, 1000, 1.0);
         g[777] = value;
         let mut t = Trial::new(ctx);
-        let (input, out, scale) = (t.input(&g)?, t.output(1)?, t.output(1)?);
+        let (input, one, out, scale) = (t.input(&g)?, t.input(&[1f32])?, t.output(1)?, t.output(1)?);
         t.run(|rec| {
             norm(rec, input, out)?;
-            clip(rec, out, 1.0, scale)
+            clip(rec, out, one, 1.0, scale)
         })?;
         let got: [Vec<f32>; 2] = [t.read(out)?, t.read(scale)?];
         let same = (0..2).all(|i| got[i][0] == want[i] || (got[i][0].is_nan() && want[i].is_nan()));
@@ -280,7 +284,7 @@ pub fn cases() -> Vec<Case> {
     out.push(spoilt("NaN", f32::NAN, [f32::NAN, f32::NAN]));
     out.push(spoilt("an infinity", f32::INFINITY, [f32::INFINITY, 0.0]));
     for (value, max_norm) in [(0.5, 1.0), (1.0, 1.0), (4.0, 1.0), (4.0, 0.0), (0.0, 2.5), (1e20, 2.5)] {
-        out.push(clip_case(value, max_norm));
+        out.extend([1.0, 65_536.0].map(|loss_scale| clip_case(value, max_norm, loss_scale)));
     }
     out
 }
@@ -310,7 +314,8 @@ mod tests {
         assert!(adam(&mut rec, view(8), view(8), view(8), view(8), view(7), view(1), false).is_err());
         assert!(sgd(&mut rec, view(0), view(0), view(0), view(8), view(1)).is_err());
         assert!(norm(&mut rec, view(3), view(2)).is_err());
-        assert!(clip(&mut rec, view(1), f32::NAN, view(1)).is_err());
+        assert!(clip(&mut rec, view(1), view(1), f32::NAN, view(1)).is_err());
+        assert!(clip(&mut rec, view(1), view(2), 1.0, view(1)).is_err());
         assert!(rec.dispatches.is_empty());
     }
 }

@@ -62,7 +62,7 @@ pub(super) fn assign<'s>(graph: &Graph, scratch: impl Iterator<Item = &'s [u64]>
     }
     let mut slots = Slots::default();
     let mut slot_of = vec![None; values.len()];
-    let bytes = |v: ValueId| values[v.0].shape.len() as u64 * 4;
+    let bytes = |v: ValueId| values[v.0].shape.len() as u64 * values[v.0].dtype.bytes();
     for &(_, v) in graph.inputs() {
         slot_of[v.0] = Some(slots.take(bytes(v)));
     }

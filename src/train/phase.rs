@@ -12,11 +12,13 @@ use super::checkpoint::{Named, load_state_dict, state_dict};
 use super::loader::{Batch, Loader, Samples};
 use super::log::MetricsLog;
 use super::network::Objective;
+use super::scaling::Scaling;
 use super::schedule::{Rules, Standing};
 use super::update::Update;
-use crate::config::{Config, Optimiser};
+use crate::config::{Config, Optimiser, Precision};
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Context};
+use crate::graph::{Graph, LOSS_SCALE};
 use crate::interop::tensors::File;
 use crate::kernels::optimiser::Hyper;
 use crate::model::{Mode, Spec};
@@ -31,7 +33,7 @@ pub struct State {
     pub phase: String,
     /// Optimiser steps of all phases.
     pub step: u64,
-    /// Optimiser steps of this phase.
+    /// Steps of this phase, those left out included.
     pub updates: u64,
     /// Current epoch.
     pub epoch: u32,
@@ -41,6 +43,9 @@ pub struct State {
     pub rate: f32,
     /// Schedule and best loss.
     pub standing: Standing,
+    /// Loss scale of mixed precision and the steps left out.
+    #[serde(default)]
+    pub scaling: Scaling,
     /// Sums over the current epoch's steps: total, restoration, classification.
     sums: [f64; 3],
     /// Whether the phase is over.
@@ -121,6 +126,8 @@ pub struct Phase<'a> {
     pub feed: Feed,
     /// Samples a step.
     pub batch: usize,
+    /// Storage of activations.
+    pub precision: Precision,
     /// Optimiser.
     pub optimiser: Optimiser,
     /// Constants of the optimiser.
@@ -183,6 +190,7 @@ impl Phase<'_> {
             index: 0,
             rate: self.rate,
             standing: Standing::new(self.rate),
+            scaling: Scaling::default(),
             sums: [0.0; 3],
             done: false,
             ended_by_steps: false,
@@ -190,9 +198,13 @@ impl Phase<'_> {
         }
     }
 
+    fn graph(&self, mode: Mode) -> Result<Graph> {
+        Ok(self.objective.graph(&self.spec, self.batch, self.size, mode)?.stored_in(self.precision))
+    }
+
     fn rig(&self, mode: Mode, store: &Store) -> Result<Rig> {
         let (ctx, config) = (self.ctx, self.config);
-        let graph = self.objective.graph(&self.spec, self.batch, self.size, mode)?;
+        let graph = self.graph(mode)?;
         let session = Session::new(ctx, Plan::new(&graph, ctx.caps())?, store)?;
         let (mut augment, mut stand_in) = (None, None);
         if self.feed == Feed::Distorted {
@@ -215,7 +227,7 @@ impl Phase<'_> {
     /// the device or the files report.
     pub fn run(&self, mut state: State, weights: Option<&Named>, log: &mut MetricsLog, observer: &mut dyn Observer) -> Result<State> {
         let ctx = self.ctx;
-        let graph = self.objective.graph(&self.spec, self.batch, self.size, Mode::Train)?;
+        let graph = self.graph(Mode::Train)?;
         let store = Store::new(ctx, &graph, self.config.seed)?;
         let mut update = Update::new(ctx, &store, self.optimiser, self.hyper, self.clip_norm)?;
         let resuming = state.updates > 0;
@@ -227,7 +239,7 @@ impl Phase<'_> {
         if let Some(named) = weights {
             load_state_dict(ctx, &store, named, resuming)?;
             if resuming {
-                update.load(ctx, &store, state.updates, named)?;
+                update.load(ctx, &store, state.updates - state.scaling.skipped.min(state.updates), named)?;
             }
         }
         let train = self.rig(Mode::Train, &store)?;
@@ -248,6 +260,15 @@ impl Phase<'_> {
         }
         let key = Key::new(u64::from(self.config.seed)).fold(self.objective.stream(), 0);
         let mut loader = Loader::train(self.train.clone(), self.batch, key, state.epoch, state.index)?;
+        let mixed = self.precision == Precision::Mixed;
+        let set_scale = |update: &Update, scale: f32| -> Result<()> {
+            ctx.upload(train.session.input(LOSS_SCALE)?, 0, &[scale]);
+            update.set_loss_scale(ctx, scale);
+            Ok(())
+        };
+        if mixed {
+            set_scale(&update, state.scaling.scale)?;
+        }
         let mut clock = Instant::now();
         while !state.done {
             let batch = loader.next().ok_or_else(|| Error::Failed("the loader ended early".into()))??;
@@ -255,17 +276,31 @@ impl Phase<'_> {
             train.session.run(ctx)?;
             update.measure(ctx)?;
             let (losses, norm) = self.losses(&train.session, &update)?;
-            if !losses.iter().all(|l| l.is_finite()) || !norm.is_finite() {
+            let scale = if mixed { state.scaling.scale } else { 1.0 };
+            let norm = norm / scale;
+            let sound = losses.iter().all(|l| l.is_finite());
+            // Gradients too large for 16 bits: without this step and with a smaller scale training goes on.
+            let skip = mixed && sound && !norm.is_finite() && state.scaling.overflow();
+            if !sound || !(norm.is_finite() || skip) {
                 let place = self.first_non_finite(&store, &train.session).unwrap_or_else(|e| format!("a layer that was not found ({e})"));
                 return Err(Error::Failed(format!(
-                    "step {} ({}): the loss is {} and the gradient norm {norm}, first not finite at {place}; the last good checkpoint is {}; lower train.learning_rate or set train.clip_norm",
+                    "step {} ({}): the loss is {} and the gradient norm {norm}, first not finite at {place}; the last good checkpoint is {}; lower train.learning_rate or set {}",
                     state.step + 1,
                     self.objective.word(),
                     losses[0],
-                    self.last.display()
+                    self.last.display(),
+                    if mixed { "train.precision = \"f32\"" } else { "train.clip_norm" }
                 )));
             }
-            update.apply(ctx, state.standing.rate)?;
+            if !skip {
+                update.apply(ctx, state.standing.rate)?;
+                if mixed {
+                    state.scaling.good();
+                }
+            }
+            if mixed && state.scaling.scale != scale {
+                set_scale(&update, state.scaling.scale)?;
+            }
             state.step += 1;
             state.updates += 1;
             state.index += 1;
@@ -285,6 +320,10 @@ impl Phase<'_> {
             }
             record["grad_norm"] = json!(norm);
             record["lr"] = json!(state.standing.rate);
+            if mixed {
+                record["loss_scale"] = json!(scale);
+                record["skipped"] = json!(state.scaling.skipped);
+            }
             record["cubes_per_s"] = json!(self.batch as f64 / seconds.max(1e-9));
             log.append(&record)?;
             observer.record(&record);
@@ -443,7 +482,7 @@ impl Phase<'_> {
     /// Runs the step again with every value kept and names the first operation whose result is not finite.
     fn first_non_finite(&self, store: &Store, failed: &Session) -> Result<String> {
         let ctx = self.ctx;
-        let graph = self.objective.graph(&self.spec, self.batch, self.size, Mode::Train)?;
+        let graph = self.graph(Mode::Train)?;
         let trace = Session::new(ctx, Plan::unshared(&graph, ctx.caps())?, store)?;
         for (name, value) in graph.inputs() {
             let data: Vec<u32> = ctx.read(failed.input(name)?, 0, graph.shape(*value).len())?;

@@ -96,6 +96,7 @@ pub fn run(
             size: config.cube.size,
             feed: Feed::Distorted,
             batch: t.batch_size,
+            precision: t.precision,
             optimiser: t.optimiser,
             hyper: Hyper { weight_decay: t.weight_decay, momentum: t.momentum, ..Hyper::default() },
             clip_norm: t.clip_norm,

@@ -15,6 +15,8 @@ pub struct Update {
     second: Option<Buffer>,
     scalars: Buffer,
     norm: Buffer,
+    /// 1 / loss scale.
+    unscale: Buffer,
     measure: Program,
     apply: Program,
     /// Updates done.
@@ -30,7 +32,7 @@ pub fn moments(kind: Optimiser) -> u64 {
 }
 
 impl Update {
-    /// Allocates the moments (zero) and compiles the kernels; `clip_norm` 0 means no clipping.
+    /// Allocates the moments (zero) and compiles the kernels; `clip_norm` 0 means no clipping. The loss scale is 1.
     ///
     /// # Errors
     /// What the device reports.
@@ -40,14 +42,16 @@ impl Update {
         let second = (moments(kind) == 2).then(|| ctx.buffer("semgen.exp_avg_sq", bytes)).transpose()?;
         let scalars = ctx.buffer("semgen.scalars", SCALARS as u64 * 4)?;
         let (norm, scale) = (ctx.buffer("semgen.norm", 4)?, ctx.buffer("semgen.scale", 4)?);
+        let unscale = ctx.buffer("semgen.unscale", 4)?;
+        ctx.upload(&unscale, 0, &[1f32]);
         let n = store.param_list.flat_len();
         let view = |id: u32, len: usize| View::whole(BufferId(id), len);
         let (p, g, m, v) = (view(0, n), view(1, n), view(2, n), view(3, n));
-        let (sc, no, fa) = (view(4, SCALARS), view(5, 1), view(6, 1));
+        let (sc, no, fa, un) = (view(4, SCALARS), view(5, 1), view(6, 1), view(7, 1));
         let mut measure = Recorder::new(ctx.caps());
         optimiser::norm(&mut measure, g, no)?;
         let mut apply = Recorder::new(ctx.caps());
-        optimiser::clip(&mut apply, no, clip_norm, fa)?;
+        optimiser::clip(&mut apply, no, un, clip_norm, fa)?;
         match kind {
             Optimiser::Adam => optimiser::adam(&mut apply, p, g, m, v, sc, fa, false)?,
             Optimiser::AdamW => optimiser::adam(&mut apply, p, g, m, v, sc, fa, true)?,
@@ -55,12 +59,18 @@ impl Update {
         }
         let program = |rec: &Recorder<'_>| -> Result<Program> {
             let scratch = rec.scratch.iter().map(|&b| ctx.buffer("semgen.scratch", b)).collect::<Result<Vec<_>>>()?;
-            let named = [&store.params, &store.grads, &first, second.as_ref().unwrap_or(&first), &scalars, &norm, &scale];
+            let named = [&store.params, &store.grads, &first, second.as_ref().unwrap_or(&first), &scalars, &norm, &scale, &unscale];
             // The bind groups keep the scratch buffers alive.
             Program::new(ctx, &rec.dispatches, |id| id.as_scratch().map_or_else(|| named[id.0 as usize], |k| &scratch[k]))
         };
         let (measure, apply) = (program(&measure)?, program(&apply)?);
-        Ok(Self { hyper, first, second, scalars, norm, measure, apply, steps: 0 })
+        Ok(Self { hyper, first, second, scalars, norm, unscale, measure, apply, steps: 0 })
+    }
+
+    /// Says by how much the gradients of the next steps are too large, a power of two; they are updated with as if
+    /// they were not.
+    pub fn set_loss_scale(&self, ctx: &Context, scale: f32) {
+        ctx.upload(&self.unscale, 0, &[1.0 / scale]);
     }
 
     /// Computes the gradient's norm; returns without waiting.
@@ -71,7 +81,7 @@ impl Update {
         self.measure.run(ctx)
     }
 
-    /// The buffer that [`Update::measure`] fills, one f32.
+    /// The buffer that [`Update::measure`] fills, one f32: the norm of the gradients as they are, loss scale included.
     pub fn norm(&self) -> &Buffer {
         &self.norm
     }
