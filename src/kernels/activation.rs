@@ -1,6 +1,6 @@
 //! ReLU, ELU (α = 1) and sigmoid, elementwise.
 
-use super::check::{Case, DTYPES, Outcome, Trial, allowed, compare, numbers, rounded};
+use super::check::{Case, DTYPES, Outcome, Trial, allowed, as_stored, compare, numbers};
 use super::elementwise::VECTORS_PER_GROUP;
 use super::rows::{Pretend, alike, bound_at_once, elem, element_parts, expect, stored, vector_width};
 use super::{Const, specialise};
@@ -86,24 +86,24 @@ pub fn reference_slope(function: Function, x: f64) -> f64 {
 }
 
 fn check_forward(ctx: &Context, function: Function, x: &[f32], limit: u64, dtype: Dtype) -> Result<Outcome> {
-    let x = rounded(x, dtype);
+    let x = as_stored(x, dtype);
     let mut t = Trial::new(ctx);
-    let (input, output) = (t.floats(&x, dtype)?, t.output_of(x.len(), dtype)?);
+    let (input, output) = (t.tensor(&x, dtype)?, t.empty(x.len(), dtype)?);
     t.run(|rec| Pretend::limit(ctx, limit).record(rec, |rec| forward(rec, function, input, output)))?;
     let want: Vec<f64> = x.iter().map(|&v| reference_value(function, f64::from(v))).collect();
     // exp on the device is good to a few units in the last place.
-    compare(&t.numbers(output)?, &want, allowed(2e-6, dtype))
+    compare(&t.values(output)?, &want, allowed(2e-6, dtype))
 }
 
 fn check_backward(ctx: &Context, function: Function, n: usize, limit: u64, dtype: Dtype) -> Result<Outcome> {
-    let (x, r) = (numbers(2, n, 3.0), rounded(&numbers(3, n, 1.0), dtype));
+    let (x, r) = (numbers(2, n, 3.0), as_stored(&numbers(3, n, 1.0), dtype));
     let y: Vec<f32> = x.iter().map(|&v| reference_value(function, f64::from(v)) as f32).collect();
     let mut t = Trial::new(ctx);
-    let (output, d_output, d_input) = (t.floats(&y, dtype)?, t.floats(&r, dtype)?, t.output_of(n, dtype)?);
+    let (output, d_output, d_input) = (t.tensor(&y, dtype)?, t.tensor(&r, dtype)?, t.empty(n, dtype)?);
     t.run(|rec| Pretend::limit(ctx, limit).record(rec, |rec| backward(rec, function, output, d_output, d_input)))?;
     let want: Vec<f64> = x.iter().zip(&r).map(|(&v, &r)| f64::from(r) * reference_slope(function, f64::from(v))).collect();
     // The slope comes from the stored output.
-    compare(&t.numbers(d_input)?, &want, allowed(allowed(4e-6, dtype), dtype))
+    compare(&t.values(d_input)?, &want, allowed(allowed(4e-6, dtype), dtype))
 }
 
 fn check_nan(ctx: &Context, function: Function) -> Result<Outcome> {

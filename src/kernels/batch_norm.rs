@@ -3,7 +3,7 @@
 //!
 //! Activations are `[batch, spatial, channels]`, all stored alike; vectors `[channels]`, in 32 bits.
 
-use super::check::{Case, DTYPES, Outcome, Trial, allowed, compare, numbers, rounded};
+use super::check::{Case, DTYPES, Outcome, Trial, allowed, as_stored, compare, numbers};
 use super::rows::{Chunks, KINDS, Pretend, alike, bound_at_once, elem, expect, row_chunks, row_parts, stored, successive, vector_width};
 use super::{Const, specialise};
 use crate::error::Result;
@@ -303,12 +303,12 @@ impl Inputs {
         let x: Vec<f32> = numbers(1, n, 2.0).iter().enumerate().map(|(i, v)| v + offset * (1.0 + (i % c) as f32 / c as f32)).collect();
         let d_y: Vec<f32> = numbers(6, n, 1.0).iter().map(|v| v + 0.25).collect();
         Self {
-            x: rounded(&x, dtype),
+            x: as_stored(&x, dtype),
             gamma: numbers(2, c, 1.0).iter().map(|v| v + 1.5).collect(),
             beta: numbers(3, c, 1.0),
             mean: numbers(4, c, 1.0).iter().map(|v| v + offset).collect(),
             var: numbers(5, c, 0.9).iter().map(|v| v + 1.0).collect(),
-            d_y: rounded(&d_y, dtype),
+            d_y: as_stored(&d_y, dtype),
         }
     }
 }
@@ -346,10 +346,10 @@ fn unpack(t: &Trial<'_>, whole: View, channels: usize) -> Result<Vec<Vec<f32>>> 
 fn check_forward(ctx: &Context, g: &Geom, offset: f32, adapter: Pretend, dtype: Dtype) -> Result<Outcome> {
     let (i, momentum) = (Inputs::new(g, offset, dtype), 0.3f32);
     let mut t = Trial::new(ctx);
-    let x = t.floats(&i.x, dtype)?;
+    let x = t.tensor(&i.x, dtype)?;
     let (_, parameters) = pack(&mut t, &[&i.gamma, &i.beta], g.channels)?;
     let (buffers, running) = pack(&mut t, &[&i.mean, &i.var], g.channels)?;
-    let (saved_mean, saved_inv_std, y) = (t.output(g.channels)?, t.output(g.channels)?, t.output_of(i.x.len(), dtype)?);
+    let (saved_mean, saved_inv_std, y) = (t.output(g.channels)?, t.output(g.channels)?, t.empty(i.x.len(), dtype)?);
     t.run(|rec| {
         adapter.record(rec, |rec| {
             forward(rec, g, momentum, x, parameters[0], parameters[1], running[0], running[1], saved_mean, saved_inv_std, y)
@@ -369,7 +369,7 @@ fn check_forward(ctx: &Context, g: &Geom, offset: f32, adapter: Pretend, dtype: 
     let tolerance = 2e-6 + 3e-7 * f64::from(offset);
     let inv_std: Vec<f64> = var.iter().map(|v| 1.0 / (v + eps).sqrt()).collect();
     worst([
-        ("y", compare(&t.numbers(y)?, &want_y, allowed(tolerance, dtype))?),
+        ("y", compare(&t.values(y)?, &want_y, allowed(tolerance, dtype))?),
         ("saved_mean", compare(&t.read(saved_mean)?, &mean, 4e-6)?),
         ("saved_inv_std", compare(&t.read(saved_inv_std)?, &inv_std, 2e-6)?),
         ("running_mean", compare(&got[0], &moved(&i.mean, &mean, 1.0), 1e-6)?),
@@ -380,11 +380,11 @@ fn check_forward(ctx: &Context, g: &Geom, offset: f32, adapter: Pretend, dtype: 
 fn check_forward_running(ctx: &Context, g: &Geom, adapter: Pretend, dtype: Dtype) -> Result<Outcome> {
     let i = Inputs::new(g, 0.0, dtype);
     let mut t = Trial::new(ctx);
-    let (x, y) = (t.floats(&i.x, dtype)?, t.output_of(i.x.len(), dtype)?);
+    let (x, y) = (t.tensor(&i.x, dtype)?, t.empty(i.x.len(), dtype)?);
     let (_, v) = pack(&mut t, &[&i.gamma, &i.beta, &i.mean, &i.var], g.channels)?;
     t.run(|rec| adapter.record(rec, |rec| forward_running(rec, g, x, v[0], v[1], v[2], v[3], y)))?;
     let want = reference_normalize(&wide(&i.x), &wide(&i.mean), &wide(&i.var), f64::from(g.eps), &wide(&i.gamma), &wide(&i.beta));
-    compare(&t.numbers(y)?, &want, allowed(1e-6, dtype))
+    compare(&t.values(y)?, &want, allowed(1e-6, dtype))
 }
 
 fn check_backward(ctx: &Context, g: &Geom, fixed: bool, adapter: Pretend, dtype: Dtype) -> Result<Outcome> {
@@ -392,7 +392,7 @@ fn check_backward(ctx: &Context, g: &Geom, fixed: bool, adapter: Pretend, dtype:
     let eps = f64::from(g.eps);
     let (mean, var) = if fixed { (wide(&i.mean), wide(&i.var)) } else { reference_statistics(&wide(&i.x), g.channels) };
     let mut t = Trial::new(ctx);
-    let (x, d_y, d_x) = (t.floats(&i.x, dtype)?, t.floats(&i.d_y, dtype)?, t.output_of(i.x.len(), dtype)?);
+    let (x, d_y, d_x) = (t.tensor(&i.x, dtype)?, t.tensor(&i.d_y, dtype)?, t.empty(i.x.len(), dtype)?);
     let gamma = t.input(&i.gamma)?;
     let mean32: Vec<f32> = mean.iter().map(|&v| v as f32).collect();
     let spread: Vec<f32> = var.iter().map(|&v| if fixed { v as f32 } else { (1.0 / (v + eps).sqrt()) as f32 }).collect();
@@ -409,7 +409,7 @@ fn check_backward(ctx: &Context, g: &Geom, fixed: bool, adapter: Pretend, dtype:
     let got = unpack(&t, gradients, g.channels)?;
     // Sums cancel to about √rows of their terms; d_x is a difference of three terms.
     let d_gamma = compare(&got[0], &want_gamma, 5e-6)?;
-    let d_x = compare(&t.numbers(d_x)?, &want_x, allowed(5e-6, dtype))?;
+    let d_x = compare(&t.values(d_x)?, &want_x, allowed(5e-6, dtype))?;
     worst([("d_x", d_x), ("d_gamma", d_gamma), ("d_beta", compare(&got[1], &want_beta, 5e-6)?)])
 }
 

@@ -4,8 +4,6 @@
 //! `semgen doctor` runs them on the user's adapter. Every buffer of a case lies between guard
 //! bands whose content must survive.
 
-use half::f16;
-
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, BufferId, Caps, Context, Dtype, Recorder, View, run_once};
 use crate::rng::{Key, Purpose};
@@ -135,37 +133,40 @@ impl<'c> Trial<'c> {
         Ok(view)
     }
 
-    /// A buffer holding `data` rounded to what `dtype` stores; [`rounded`] gives the same numbers.
+    /// A buffer holding `values`, stored as `dtype`: see [`as_stored`] for what is kept of them.
     ///
     /// # Errors
     /// As [`Context::buffer`].
-    pub fn floats(&mut self, data: &[f32], dtype: Dtype) -> Result<View> {
-        if dtype == Dtype::F32 {
-            return self.input(data);
+    pub fn tensor(&mut self, values: &[f32], dtype: Dtype) -> Result<View> {
+        let view = self.empty(values.len(), dtype)?;
+        let buffer = &self.buffers[view.buffer.0 as usize];
+        match dtype {
+            Dtype::F32 => self.ctx.upload(buffer, view.offset, values),
+            Dtype::F16 => {
+                let mut halves: Vec<u16> = values.iter().map(|&v| half::f16::from_f32(v).to_bits()).collect();
+                if halves.len() % 2 == 1 {
+                    // Whole words are written; the rest of the last one belongs to the guard band.
+                    halves.push((SENTINEL >> 16) as u16);
+                }
+                self.ctx.upload(buffer, view.offset, &halves);
+            }
         }
-        let view = self.output_of(data.len(), dtype)?;
-        let mut halves: Vec<u16> = data.iter().map(|&v| f16::from_f32(v).to_bits()).collect();
-        if halves.len() % 2 == 1 {
-            // The rest of the last word belongs to the guard band.
-            halves.push((SENTINEL >> 16) as u16);
-        }
-        self.ctx.upload(&self.buffers[view.buffer.0 as usize], view.offset, &halves);
         Ok(view)
     }
 
-    /// A buffer of `elements` elements, filled with NaN.
+    /// A buffer of `elements` 4-byte elements, filled with NaN.
     ///
     /// # Errors
     /// As [`Context::buffer`].
     pub fn output(&mut self, elements: usize) -> Result<View> {
-        self.output_of(elements, Dtype::F32)
+        self.empty(elements, Dtype::F32)
     }
 
     /// A buffer of `elements` elements stored as `dtype`, filled with NaN.
     ///
     /// # Errors
     /// As [`Context::buffer`].
-    pub fn output_of(&mut self, elements: usize, dtype: Dtype) -> Result<View> {
+    pub fn empty(&mut self, elements: usize, dtype: Dtype) -> Result<View> {
         let len = elements as u64 * dtype.bytes();
         let buffer = self.ctx.buffer("semgen.trial", GUARD + len.next_multiple_of(GUARD) + GUARD)?;
         let words = usize::try_from(buffer.bytes() / 4).unwrap_or(0);
@@ -185,26 +186,23 @@ impl<'c> Trial<'c> {
         run_once(self.ctx, &rec, &self.buffers)
     }
 
-    /// The content of `view` (4-byte elements), after a check of its buffer's guard bands.
+    /// The numbers in `view`, however they are stored; guard bands are checked as by [`Trial::read`].
+    ///
+    /// # Errors
+    /// As [`Trial::read`].
+    pub fn values(&self, view: View) -> Result<Vec<f32>> {
+        match view.dtype {
+            Dtype::F32 => self.read(view),
+            Dtype::F16 => Ok(self.read::<u16>(view)?.into_iter().map(|bits| half::f16::from_bits(bits).to_f32()).collect()),
+        }
+    }
+
+    /// The content of `view`, after a check of its buffer's guard bands.
     ///
     /// # Errors
     /// [`Error::Gpu`] when the device failed or something wrote outside the view.
     pub fn read<T: bytemuck::Pod>(&self, view: View) -> Result<Vec<T>> {
         Ok(bytemuck::pod_collect_to_vec(&self.bytes(view)?))
-    }
-
-    /// The numbers of `view`, however they are stored, after a check of its buffer's guard bands.
-    ///
-    /// # Errors
-    /// As [`Trial::read`].
-    pub fn numbers(&self, view: View) -> Result<Vec<f32>> {
-        match view.dtype {
-            Dtype::F32 => self.read(view),
-            Dtype::F16 => {
-                let halves: Vec<u16> = bytemuck::pod_collect_to_vec(&self.bytes(view)?);
-                Ok(halves.into_iter().map(|h| f16::from_bits(h).to_f32()).collect())
-            }
-        }
     }
 
     fn bytes(&self, view: View) -> Result<Vec<u8>> {
@@ -239,11 +237,11 @@ pub fn numbers(seed: u32, n: usize, scale: f32) -> Vec<f32> {
     (0..n).map(|_| (rng.unit() * 2.0 - 1.0) * scale).collect()
 }
 
-/// `data` as [`Trial::floats`] stores it, for references: they start from what the kernel reads.
-pub fn rounded(data: &[f32], dtype: Dtype) -> Vec<f32> {
+/// `values` as they are after being stored as `dtype`: references start from what kernels read.
+pub fn as_stored(values: &[f32], dtype: Dtype) -> Vec<f32> {
     match dtype {
-        Dtype::F32 => data.to_vec(),
-        Dtype::F16 => data.iter().map(|&v| f16::from_f32(v).to_f32()).collect(),
+        Dtype::F32 => values.to_vec(),
+        Dtype::F16 => values.iter().map(|&v| half::f16::from_f32(v).to_f32()).collect(),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Sum of two tensors, product with a number, and filling with a number.
 
-use super::check::{Case, DTYPES, Outcome, Trial, allowed, compare, numbers, rounded};
+use super::check::{Case, DTYPES, Outcome, Trial, allowed, as_stored, compare, numbers};
 use super::rows::{Pretend, alike, bound_at_once, elem, element_parts, expect, stored, vector_width};
 use super::specialise;
 use crate::error::Result;
@@ -57,9 +57,9 @@ pub fn fill(rec: &mut Recorder<'_>, value: f32, out: View) -> Result<()> {
 
 /// Runs the operation `variant` on `n` elements, binding at most `limit` bytes at once.
 fn check(ctx: &Context, variant: &str, n: usize, limit: u64, dtype: Dtype) -> Result<Outcome> {
-    let (a, b) = (rounded(&numbers(1, n, 3.0), dtype), rounded(&numbers(2, n, 1.0), dtype));
+    let (a, b) = (as_stored(&numbers(1, n, 3.0), dtype), as_stored(&numbers(2, n, 1.0), dtype));
     let mut t = Trial::new(ctx);
-    let (va, vb, out) = (t.floats(&a, dtype)?, t.floats(&b, dtype)?, t.output_of(n, dtype)?);
+    let (va, vb, out) = (t.tensor(&a, dtype)?, t.tensor(&b, dtype)?, t.empty(n, dtype)?);
     t.run(|rec| {
         Pretend::limit(ctx, limit).record(rec, |rec| match variant {
             "add" => add(rec, va, vb, out),
@@ -74,15 +74,15 @@ fn check(ctx: &Context, variant: &str, n: usize, limit: u64, dtype: Dtype) -> Re
         _ => vec![7.25; n],
     };
     // One rounding.
-    compare(&t.numbers(out)?, &want, allowed(1e-7, dtype))
+    compare(&t.values(out)?, &want, allowed(1e-7, dtype))
 }
 
 /// What is too large for 16 bits has to become infinite: that is how loss scaling finds out.
 fn check_overflow(ctx: &Context) -> Result<Outcome> {
     let mut t = Trial::new(ctx);
-    let (x, out) = (t.floats(&[60_000.0, -60_000.0, 1.0, 32_752.0], Dtype::F16)?, t.output_of(4, Dtype::F16)?);
+    let (x, out) = (t.tensor(&[60_000.0, -60_000.0, 1.0, 32_752.0], Dtype::F16)?, t.empty(4, Dtype::F16)?);
     t.run(|rec| scale(rec, x, 2.0, out))?;
-    let (got, want) = (t.numbers(out)?, [f32::INFINITY, f32::NEG_INFINITY, 2.0, 65_504.0]);
+    let (got, want) = (t.values(out)?, [f32::INFINITY, f32::NEG_INFINITY, 2.0, 65_504.0]);
     let failure = (got != want).then(|| format!("{got:?}, expected {want:?}"));
     Ok(Outcome { error: f64::from(u8::from(failure.is_some())), tolerance: 0.0, failure })
 }

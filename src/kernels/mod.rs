@@ -8,9 +8,6 @@
 
 use std::sync::Arc;
 
-use crate::error::{Error, Result};
-use crate::gpu::{Caps, Dtype};
-
 pub mod activation;
 pub mod batch_norm;
 pub mod check;
@@ -85,13 +82,12 @@ pub enum Const {
 
 /// The complete text of kernel `name`: the constants of `header`, the common pieces named on
 /// the file's `// uses:` line, and the file itself with each `//@<marker>` line replaced by its
-/// generated block; 16-bit floats are enabled where an alias or a block uses them.
+/// generated block. 16-bit floats are enabled where a type of the header needs them.
 pub fn specialise(name: &str, header: &[(&str, Const)], blocks: &[(&str, &str)]) -> Arc<str> {
     use std::fmt::Write;
     let body = file(name);
     let mut out = String::with_capacity(body.len() + 2048);
-    let halves = |text: &str| text.contains("f16");
-    if header.iter().any(|h| matches!(h.1, Const::Type(t) if halves(t))) || blocks.iter().any(|b| halves(b.1)) {
+    if header.iter().any(|(_, c)| matches!(c, Const::Type(t) if t.contains("f16"))) {
         out.push_str("enable f16;\n");
     }
     for (name, value) in header {
@@ -121,25 +117,36 @@ pub fn specialise(name: &str, header: &[(&str, Const)], blocks: &[(&str, &str)])
     out.into()
 }
 
-/// [`stored_parts`] of tensors of 4-byte elements, `elements` a sample.
+/// Splits a batch of tensors of 4-byte elements, `elements` a sample each: see [`sample_parts`].
 ///
 /// # Errors
-/// As [`stored_parts`].
-pub fn batch_parts(caps: &Caps, op: &'static str, batch: usize, elements: &[usize], flops: u64) -> Result<Vec<(usize, usize)>> {
-    let samples: Vec<_> = elements.iter().map(|&n| (n, Dtype::F32)).collect();
-    stored_parts(caps, op, batch, &samples, flops)
+/// As [`sample_parts`].
+pub fn batch_parts(
+    caps: &crate::gpu::Caps,
+    op: &'static str,
+    batch: usize,
+    elements: &[usize],
+    flops: u64,
+) -> crate::error::Result<Vec<(usize, usize)>> {
+    let bytes: Vec<u64> = elements.iter().map(|&e| e as u64 * 4).collect();
+    sample_parts(caps, op, batch, &bytes, flops)
 }
 
-/// Splits a batch so that each part's largest tensor fits a binding, and each part's work (of `flops` a sample)
-/// stays below the adapter's bound for one dispatch.
+/// Splits a batch so that each part's largest tensor fits a binding, and each part's work (of `flops` a sample) stays
+/// below the adapter's bound for one dispatch. `bytes` lists the bytes per sample of every tensor that is sliced.
 ///
-/// Returns `(first sample, samples)` pairs; offsets of all parts are aligned for binding when `samples` lists the
-/// elements of a sample, and how they are stored, of every tensor that is sliced.
+/// Returns `(first sample, samples)` pairs; every part begins at an offset at which each of the tensors can be bound.
 ///
 /// # Errors
-/// [`Error::ExceedsLimit`] when not even one sample fits.
-pub fn stored_parts(caps: &Caps, op: &'static str, batch: usize, samples: &[(usize, Dtype)], flops: u64) -> Result<Vec<(usize, usize)>> {
-    let bytes: Vec<u64> = samples.iter().map(|&(n, dtype)| n as u64 * dtype.bytes()).collect();
+/// [`crate::error::Error::ExceedsLimit`] when not even one sample, or as few as can begin at such an offset, fit.
+pub fn sample_parts(
+    caps: &crate::gpu::Caps,
+    op: &'static str,
+    batch: usize,
+    bytes: &[u64],
+    flops: u64,
+) -> crate::error::Result<Vec<(usize, usize)>> {
+    use crate::error::Error;
     let largest = bytes.iter().copied().max().unwrap_or(1).max(1);
     let by_binding = caps.max_binding / largest;
     if by_binding == 0 {
@@ -156,10 +163,11 @@ pub fn stored_parts(caps: &Caps, op: &'static str, batch: usize, samples: &[(usi
     if most >= batch {
         return Ok(vec![(0, batch)]);
     }
-    // Every part but the last starts and ends at an offset that every sliced tensor can be bound at.
-    let unit = (1..=128usize).find(|&u| bytes.iter().all(|b| (b * u as u64).is_multiple_of(caps.storage_align))).unwrap_or(128);
+    // Alignments are powers of two, and so is the least number of samples that keeps them all.
+    let shift = bytes.iter().filter(|&&b| b > 0).map(|b| b.trailing_zeros()).min().unwrap_or(0);
+    let unit = usize::try_from(caps.storage_align.max(1).next_power_of_two() >> shift).unwrap_or(1).max(1);
     let step = (most / unit * unit).max(unit);
-    if step > by_binding {
+    if step > by_binding && unit < batch {
         return Err(Error::ExceedsLimit {
             what: format!("{unit} samples of {op}, the fewest that can be bound together,"),
             need: format!("{:.1} MiB", unit as f64 * largest as f64 / 1_048_576.0),
@@ -172,7 +180,7 @@ pub fn stored_parts(caps: &Caps, op: &'static str, batch: usize, samples: &[(usi
 
 /// Element ranges `(first, elements)` of a flat tensor of 4-byte elements that each fit a binding, begin at an
 /// aligned offset and, but for a tail shorter than 64 elements, hold a multiple of four.
-pub fn flat_parts(caps: &Caps, elements: usize) -> Vec<(usize, usize)> {
+pub fn flat_parts(caps: &crate::gpu::Caps, elements: usize) -> Vec<(usize, usize)> {
     let align = usize::try_from(caps.storage_align.max(256)).unwrap_or(256) / 4;
     let most = usize::try_from(caps.max_binding / 4).unwrap_or(usize::MAX) / align * align;
     let even = if elements.is_multiple_of(4) { elements } else { elements / align * align };
@@ -196,8 +204,8 @@ pub(crate) fn vector(quadruples: bool) -> ((&'static str, Const), (&'static str,
 
 #[cfg(test)]
 mod tests {
-    use super::{Const, flat_parts, specialise, stored_parts};
-    use crate::gpu::{Caps, Dtype};
+    use super::{Const, flat_parts, sample_parts, specialise};
+    use crate::gpu::Caps;
 
     #[test]
     fn flat_parts_cover_everything_once_at_aligned_offsets() {
@@ -215,22 +223,29 @@ mod tests {
     }
 
     #[test]
-    fn parts_of_tensors_stored_in_sixteen_bits_are_aligned_and_hold_twice_as_many_samples() {
-        let caps = Caps { max_binding: 4096, ..Caps::minimal() };
-        let parts = |samples: &[(usize, Dtype)]| stored_parts(&caps, "check", 1000, samples, 1).unwrap();
-        assert_eq!(parts(&[(32, Dtype::F32)])[1], (32, 32));
-        assert_eq!(parts(&[(32, Dtype::F16)])[1], (64, 64));
-        // An odd number of elements a sample is aligned after 128 samples only.
-        assert_eq!(parts(&[(3, Dtype::F16)])[1], (640, 360));
-        // The larger tensor bounds the part, the smaller one its alignment.
-        assert_eq!(parts(&[(16, Dtype::F32), (4, Dtype::F16)])[1], (64, 64));
-        assert!(stored_parts(&caps, "check", 2, &[(2049, Dtype::F16)], 1).is_err());
+    fn parts_of_a_batch_begin_where_every_tensor_can_be_bound() {
+        let caps = Caps { max_binding: 40_000, ..Caps::minimal() };
+        for bytes in [&[1024, 512][..], &[96, 6], &[3000, 2], &[20_000, 256], &[64]] {
+            let Ok(parts) = sample_parts(&caps, "test", 1000, bytes, 1) else {
+                assert_eq!(bytes, [3000, 2], "two bytes a sample need 128 samples at once");
+                continue;
+            };
+            let mut next = 0;
+            for &(first, n) in &parts {
+                assert_eq!(first, next);
+                assert!(n > 0 && bytes.iter().all(|b| first as u64 * b % 256 == 0 && n as u64 * b <= 40_000), "{bytes:?}: {parts:?}");
+                next += n;
+            }
+            assert_eq!(next, 1000);
+        }
+        assert!(sample_parts(&caps, "test", 2, &[40_001], 1).is_err());
     }
 
     #[test]
-    fn sixteen_bit_floats_are_enabled_where_they_are_used() {
+    fn halves_are_enabled_where_a_type_needs_them() {
         let text = |stored| {
-            specialise("activation", &[("FUNCTION", Const::U32(0)), ("Elem", Const::Type("f32")), ("Stored", Const::Type(stored))], &[])
+            let header = [("FUNCTION", Const::U32(0)), ("Elem", Const::Type("f32")), ("Stored", Const::Type(stored))];
+            specialise("activation", &header, &[])
         };
         assert!(text("f16").starts_with("enable f16;\n"));
         assert!(!text("f32").contains("enable"));

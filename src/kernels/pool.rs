@@ -1,9 +1,9 @@
 //! Maximum, average and global average pooling over `[N, D, H, W, C]`; operands and results of the first two are stored alike.
 
-use super::check::{Case, DTYPES, Outcome, Trial, allowed, compare, numbers, rounded};
+use super::check::{Case, DTYPES, Outcome, Trial, allowed, as_stored, compare, numbers};
 use super::reduce::{segment_spread, segment_sum};
 use super::rows::{Pretend, alike, bound_at_once, elem, expect, index, stored, vector_width};
-use super::{specialise, stored_parts};
+use super::{sample_parts, specialise};
 use crate::error::{Error, Result};
 use crate::gpu::{Context, Dispatch, Dtype, Recorder, View};
 
@@ -117,8 +117,8 @@ fn record(
     let flops = (g.out_sample() * window) as u64;
     let source = specialise("pool", &[elem(width), stored(width, dtype), index(width)], &[]);
     let [od, oh, ow] = g.output();
-    let samples: Vec<_> = operands.iter().map(|&(_, view, side)| (sample(side), view.dtype)).collect();
-    for (n0, n) in stored_parts(rec.caps, op, g.batch, &samples, flops)? {
+    let samples: Vec<_> = operands.iter().map(|&(_, view, side)| sample(side) as u64 * view.dtype.bytes()).collect();
+    for (n0, n) in sample_parts(rec.caps, op, g.batch, &samples, flops)? {
         let d = operands.iter().fold(Dispatch::new("pool", entry, source.clone()), |d, &(_, view, side)| {
             d.bind(view.slice(n0 * sample(side), n * sample(side)))
         });
@@ -282,13 +282,13 @@ fn same(got: &[f32], want: &[f64], got_index: &[u32], want_index: &[u32]) -> Out
 }
 
 fn check_max_forward(ctx: &Context, g: &Geom, x: &[f32], limit: u64, dtype: Dtype) -> Result<Outcome> {
-    let x = rounded(x, dtype);
+    let x = as_stored(x, dtype);
     let mut t = Trial::new(ctx);
     let n = g.batch * g.out_sample();
-    let (vx, y, index) = (t.floats(&x, dtype)?, t.output_of(n, dtype)?, t.output(n)?);
+    let (vx, y, index) = (t.tensor(&x, dtype)?, t.empty(n, dtype)?, t.output(n)?);
     t.run(|rec| Pretend::limit(ctx, limit).record(rec, |rec| max_forward(rec, g, vx, y, index)))?;
     let (want, want_index) = reference_max(g, &wide(&x));
-    Ok(same(&t.numbers(y)?, &want, &t.read(index)?, &want_index))
+    Ok(same(&t.values(y)?, &want, &t.read(index)?, &want_index))
 }
 
 /// Values with many ties, some NaN and some infinite.
@@ -306,35 +306,35 @@ fn odd_values(n: usize) -> Vec<f32> {
 fn check_max_backward(ctx: &Context, g: &Geom, limit: u64, dtype: Dtype) -> Result<Outcome> {
     let x: Vec<f64> = numbers(1, g.batch * g.in_sample(), 3.0).iter().map(|v| f64::from(v.round())).collect();
     let (_, index) = reference_max(g, &x);
-    let d_y = rounded(&numbers(2, index.len(), 1.0), dtype);
+    let d_y = as_stored(&numbers(2, index.len(), 1.0), dtype);
     let mut t = Trial::new(ctx);
-    let (vi, vd, d_x) = (t.input(&index)?, t.floats(&d_y, dtype)?, t.output_of(x.len(), dtype)?);
+    let (vi, vd, d_x) = (t.input(&index)?, t.tensor(&d_y, dtype)?, t.empty(x.len(), dtype)?);
     t.run(|rec| Pretend::limit(ctx, limit).record(rec, |rec| max_backward(rec, g, vi, vd, d_x)))?;
     // Sums of at most a window's number of terms.
-    compare(&t.numbers(d_x)?, &reference_max_backward(g, &index, &wide(&d_y)), allowed(1e-6, dtype))
+    compare(&t.values(d_x)?, &reference_max_backward(g, &index, &wide(&d_y)), allowed(1e-6, dtype))
 }
 
 fn check_avg_forward(ctx: &Context, g: &Geom, limit: u64, dtype: Dtype) -> Result<Outcome> {
-    let x = rounded(&numbers(1, g.batch * g.in_sample(), 1.0), dtype);
+    let x = as_stored(&numbers(1, g.batch * g.in_sample(), 1.0), dtype);
     let mut t = Trial::new(ctx);
-    let (vx, y) = (t.floats(&x, dtype)?, t.output_of(g.batch * g.out_sample(), dtype)?);
+    let (vx, y) = (t.tensor(&x, dtype)?, t.empty(g.batch * g.out_sample(), dtype)?);
     t.run(|rec| Pretend::limit(ctx, limit).record(rec, |rec| avg_forward(rec, g, vx, y)))?;
-    compare(&t.numbers(y)?, &reference_avg(g, &wide(&x)), allowed(2e-6, dtype))
+    compare(&t.values(y)?, &reference_avg(g, &wide(&x)), allowed(2e-6, dtype))
 }
 
 fn check_avg_backward(ctx: &Context, g: &Geom, limit: u64, dtype: Dtype) -> Result<Outcome> {
-    let d_y = rounded(&numbers(1, g.batch * g.out_sample(), 1.0), dtype);
+    let d_y = as_stored(&numbers(1, g.batch * g.out_sample(), 1.0), dtype);
     let mut t = Trial::new(ctx);
-    let (vd, d_x) = (t.floats(&d_y, dtype)?, t.output_of(g.batch * g.in_sample(), dtype)?);
+    let (vd, d_x) = (t.tensor(&d_y, dtype)?, t.empty(g.batch * g.in_sample(), dtype)?);
     t.run(|rec| Pretend::limit(ctx, limit).record(rec, |rec| avg_backward(rec, g, vd, d_x)))?;
-    compare(&t.numbers(d_x)?, &reference_avg_backward(g, &wide(&d_y)), allowed(2e-6, dtype))
+    compare(&t.values(d_x)?, &reference_avg_backward(g, &wide(&d_y)), allowed(2e-6, dtype))
 }
 
 fn check_global(ctx: &Context, batch: usize, spatial: usize, channels: usize, dtype: Dtype) -> Result<Outcome> {
-    let (x, d_y) = (rounded(&numbers(1, batch * spatial * channels, 1.0), dtype), numbers(2, batch * channels, 1.0));
+    let (x, d_y) = (as_stored(&numbers(1, batch * spatial * channels, 1.0), dtype), numbers(2, batch * channels, 1.0));
     let mut t = Trial::new(ctx);
-    let (vx, vd) = (t.floats(&x, dtype)?, t.input(&d_y)?);
-    let (y, d_x) = (t.output(batch * channels)?, t.output_of(x.len(), dtype)?);
+    let (vx, vd) = (t.tensor(&x, dtype)?, t.input(&d_y)?);
+    let (y, d_x) = (t.output(batch * channels)?, t.empty(x.len(), dtype)?);
     t.run(|rec| {
         global_avg_forward(rec, batch, spatial, channels, vx, y)?;
         global_avg_backward(rec, batch, spatial, channels, vd, d_x)
@@ -345,7 +345,7 @@ fn check_global(ctx: &Context, batch: usize, spatial: usize, channels: usize, dt
     if !forward.passed() {
         return Ok(forward);
     }
-    compare(&t.numbers(d_x)?, &reference_avg_backward(&g, &wide(&d_y)), allowed(3e-6, dtype))
+    compare(&t.values(d_x)?, &reference_avg_backward(&g, &wide(&d_y)), allowed(3e-6, dtype))
 }
 
 /// Halving of even, odd and flat volumes; overlapping, strided and padded windows; several parts.

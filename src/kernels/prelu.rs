@@ -1,6 +1,6 @@
 //! PReLU (He et al., 2015) with one slope per channel.
 
-use super::check::{Case, DTYPES, Outcome, Trial, allowed, compare, numbers, rounded};
+use super::check::{Case, DTYPES, Outcome, Trial, allowed, as_stored, compare, numbers};
 use super::reduce::channel_sum;
 use super::rows::{
     Chunks, KINDS, Pretend, alike, bound_at_once, elem, expect, row_chunks, row_parts, rows_of, stored, successive, vector_width,
@@ -96,23 +96,23 @@ fn wide(v: &[f32]) -> Vec<f64> {
 }
 
 fn check_forward(ctx: &Context, rows: usize, channels: usize, adapter: Pretend, dtype: Dtype) -> Result<Outcome> {
-    let (x, a) = (rounded(&numbers(1, rows * channels, 2.0), dtype), numbers(2, channels, 1.0));
+    let (x, a) = (as_stored(&numbers(1, rows * channels, 2.0), dtype), numbers(2, channels, 1.0));
     let mut t = Trial::new(ctx);
-    let (vx, slope, y) = (t.floats(&x, dtype)?, t.input(&a)?, t.output_of(x.len(), dtype)?);
+    let (vx, slope, y) = (t.tensor(&x, dtype)?, t.input(&a)?, t.empty(x.len(), dtype)?);
     t.run(|rec| adapter.record(rec, |rec| forward(rec, channels, vx, slope, y)))?;
     // One rounding.
-    compare(&t.numbers(y)?, &reference_forward(&wide(&x), &wide(&a)), allowed(1e-7, dtype))
+    compare(&t.values(y)?, &reference_forward(&wide(&x), &wide(&a)), allowed(1e-7, dtype))
 }
 
 fn check_backward(ctx: &Context, rows: usize, channels: usize, adapter: Pretend, dtype: Dtype) -> Result<Outcome> {
-    let [x, r] = [(1, 2.0), (3, 1.0)].map(|(seed, scale)| rounded(&numbers(seed, rows * channels, scale), dtype));
+    let [x, r] = [(1, 2.0), (3, 1.0)].map(|(seed, scale)| as_stored(&numbers(seed, rows * channels, scale), dtype));
     let a = numbers(2, channels, 1.0);
     let mut t = Trial::new(ctx);
-    let (vx, slope, d_y) = (t.floats(&x, dtype)?, t.input(&a)?, t.floats(&r, dtype)?);
-    let (d_x, d_slope) = (t.output_of(x.len(), dtype)?, t.output(channels)?);
+    let (vx, slope, d_y) = (t.tensor(&x, dtype)?, t.input(&a)?, t.tensor(&r, dtype)?);
+    let (d_x, d_slope) = (t.empty(x.len(), dtype)?, t.output(channels)?);
     t.run(|rec| adapter.record(rec, |rec| backward(rec, channels, vx, slope, d_y, d_x, d_slope)))?;
     let (want_x, want_slope) = reference_backward(&wide(&x), &wide(&a), &wide(&r));
-    let outcome = compare(&t.numbers(d_x)?, &want_x, allowed(1e-7, dtype))?;
+    let outcome = compare(&t.values(d_x)?, &want_x, allowed(1e-7, dtype))?;
     if !outcome.passed() {
         return Ok(outcome);
     }

@@ -1,8 +1,8 @@
 //! Sums and means over rows (bias gradients, means of losses, global pooling) and their derivatives.
 
-use super::check::{Case, DTYPES, Outcome, Trial, allowed, compare, numbers, rounded};
+use super::check::{Case, DTYPES, Outcome, Trial, allowed, as_stored, compare, numbers};
 use super::rows::{KINDS, Pretend, bound_at_once, elem, expect, row_chunks, row_parts, storage, successive, vector_width};
-use super::{specialise, stored_parts};
+use super::{sample_parts, specialise};
 use crate::error::Result;
 use crate::gpu::{Caps, Context, Dispatch, Dtype, Recorder, View};
 
@@ -89,7 +89,7 @@ pub(super) fn segment_sum(
             .collect()
     } else {
         let sample = rows * channels;
-        stored_parts(rec.caps, op, segments, &[(sample, x.dtype)], sample as u64)?
+        sample_parts(rec.caps, op, segments, &[sample as u64 * x.dtype.bytes()], sample as u64)?
             .into_iter()
             .map(|(first, n)| (x.slice(first * sample, n * sample), Blocks { segments: n, rows, channels }))
             .collect()
@@ -128,7 +128,7 @@ pub(super) fn segment_spread(
 ) -> Result<()> {
     let sample = rows * channels;
     expect(op, &[("out", out, segments * sample), ("x", x, segments * channels)])?;
-    for (first, n) in stored_parts(rec.caps, op, segments, &[(sample, out.dtype)], sample as u64)? {
+    for (first, n) in sample_parts(rec.caps, op, segments, &[sample as u64 * out.dtype.bytes()], sample as u64)? {
         let blocks = Blocks { segments: n, rows, channels };
         rec.push(blocks.dispatch(rec.caps, "spread", x, out.slice(first * sample, n * sample), TURNS_SPREAD, usize::MAX, first, factor));
     }
@@ -175,9 +175,9 @@ pub fn reference_segment_sum(x: &[f64], segments: usize, rows: usize, channels: 
 
 fn check_sum(ctx: &Context, [segments, rows, channels]: [usize; 3], adapter: Pretend, dtype: Dtype) -> Result<Outcome> {
     let x: Vec<f32> = numbers(1, segments * rows * channels, 1.0).iter().map(|v| v + 0.1).collect();
-    let x = rounded(&x, dtype);
+    let x = as_stored(&x, dtype);
     let mut t = Trial::new(ctx);
-    let (input, out) = (t.floats(&x, dtype)?, t.output(segments * channels)?);
+    let (input, out) = (t.tensor(&x, dtype)?, t.output(segments * channels)?);
     t.run(|rec| {
         adapter.record(rec, |rec| match (segments, channels) {
             (1, 1) => mean(rec, input, out),
@@ -199,7 +199,7 @@ fn check_spread(ctx: &Context, [segments, rows, channels]: [usize; 3], adapter: 
     // Results of about 1: in 16 bits there is little below 6e-5.
     let d = numbers(1, segments * channels, rows as f32);
     let mut t = Trial::new(ctx);
-    let (d_out, d_x) = (t.input(&d)?, t.output_of(segments * rows * channels, dtype)?);
+    let (d_out, d_x) = (t.input(&d)?, t.empty(segments * rows * channels, dtype)?);
     t.run(|rec| {
         adapter.record(rec, |rec| match (segments, channels) {
             (1, 1) => mean_backward(rec, rows, d_out, d_x),
@@ -208,7 +208,7 @@ fn check_spread(ctx: &Context, [segments, rows, channels]: [usize; 3], adapter: 
     })?;
     let want: Vec<f64> =
         (0..segments * rows * channels).map(|i| f64::from(d[i / (rows * channels) * channels + i % channels]) / rows as f64).collect();
-    compare(&t.numbers(d_x)?, &want, allowed(2e-7, dtype))
+    compare(&t.values(d_x)?, &want, allowed(2e-7, dtype))
 }
 
 /// One segment and several, awkward channels and rows, joined rows, chunks, blocks and parts.

@@ -1,7 +1,7 @@
 //! What kernels over `[rows, C]` and elementwise kernels share: how work is cut into chunks,
 //! parts and vectors, and checks of operand sizes. The device side is `shaders/common/rows.wgsl`.
 
-use super::{Const, stored_parts};
+use super::{Const, sample_parts};
 use crate::error::{Error, Result};
 use crate::gpu::{Caps, Context, Dtype, Kind, Recorder, View};
 
@@ -69,9 +69,9 @@ pub(super) fn row_chunks(rows: usize, vectors: usize, turns: usize, most: usize)
 /// `(first row, rows)` of parts of `[rows, channels]`, stored as `dtype`, that can be bound one at a time.
 ///
 /// # Errors
-/// As [`stored_parts`].
+/// As [`sample_parts`].
 pub(super) fn row_parts(caps: &Caps, op: &'static str, rows: usize, channels: usize, dtype: Dtype) -> Result<Vec<(usize, usize)>> {
-    stored_parts(caps, op, rows, &[(channels, dtype)], 8 * channels as u64)
+    sample_parts(caps, op, rows, &[channels as u64 * dtype.bytes()], 8 * channels as u64)
 }
 
 /// `(first, count)` of parts of a tensor of `n` elements, stored as `dtype`, that can be bound one at a time.

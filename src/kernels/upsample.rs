@@ -1,8 +1,8 @@
 //! Nearest and trilinear resampling of `[N, D, H, W, C]` to any size, up or down; both tensors are stored alike.
 
-use super::check::{Case, DTYPES, Outcome, Trial, allowed, compare, numbers, rounded};
+use super::check::{Case, DTYPES, Outcome, Trial, allowed, as_stored, compare, numbers};
 use super::rows::{Pretend, alike, bound_at_once, elem, expect, stored, vector_width};
-use super::{specialise, stored_parts};
+use super::{sample_parts, specialise};
 use crate::error::{Error, Result};
 use crate::gpu::{Context, Dispatch, Dtype, Recorder, View};
 
@@ -49,7 +49,7 @@ fn record(rec: &mut Recorder<'_>, g: &Geom, entry: &'static str, backward: bool,
     let width = vector_width(g.channels);
     let source = specialise("upsample", &[elem(width), stored(width, dtype)], &[]);
     let flops = 16 * g.out_sample() as u64;
-    for (n0, n) in stored_parts(rec.caps, "upsample", g.batch, &[(from_sample, dtype), (to_sample, dtype)], flops)? {
+    for (n0, n) in sample_parts(rec.caps, "upsample", g.batch, &[from_sample, to_sample].map(|n| n as u64 * dtype.bytes()), flops)? {
         let vectors = n * to_sample / width;
         rec.push(
             Dispatch::new("upsample", entry, source.clone())
@@ -161,9 +161,9 @@ pub fn reference_backward(g: &Geom, mode: Mode, d_y: &[f64]) -> Vec<f64> {
 
 fn check(ctx: &Context, g: &Geom, mode: Mode, backward: bool, limit: u64, dtype: Dtype) -> Result<Outcome> {
     let (from, to) = if backward { (g.out_sample(), g.in_sample()) } else { (g.in_sample(), g.out_sample()) };
-    let data = rounded(&numbers(1, g.batch * from, 1.0), dtype);
+    let data = as_stored(&numbers(1, g.batch * from, 1.0), dtype);
     let mut t = Trial::new(ctx);
-    let (input, output) = (t.floats(&data, dtype)?, t.output_of(g.batch * to, dtype)?);
+    let (input, output) = (t.tensor(&data, dtype)?, t.empty(g.batch * to, dtype)?);
     let record = match (mode, backward) {
         (Mode::Nearest, false) => nearest_forward,
         (Mode::Nearest, true) => nearest_backward,
@@ -174,7 +174,7 @@ fn check(ctx: &Context, g: &Geom, mode: Mode, backward: bool, limit: u64, dtype:
     let data: Vec<f64> = data.into_iter().map(f64::from).collect();
     let want = if backward { reference_backward(g, mode, &data) } else { reference_forward(g, mode, &data) };
     // Weights are exact to one rounding; sums are over the few outputs that read an input.
-    compare(&t.numbers(output)?, &want, allowed(3e-6, dtype))
+    compare(&t.values(output)?, &want, allowed(3e-6, dtype))
 }
 
 /// Doubling, awkward ratios up and down, flat volumes, single positions, several parts.
