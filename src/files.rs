@@ -56,6 +56,30 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }
 
+/// Where measurements and compiled pipelines are kept between runs: `SEMGEN_CACHE` where it is set, else `semgen` in
+/// the user's cache folder (`XDG_CACHE_HOME`, `~/.cache`; `~/Library/Caches` on macOS, `LOCALAPPDATA` on Windows).
+/// `None` where there is no such place. The folder may not exist yet.
+pub fn cache_dir() -> Option<PathBuf> {
+    let of = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    cache_dir_from(of)
+}
+
+/// [`cache_dir`] with the environment given.
+fn cache_dir_from(of: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
+    if let Some(dir) = of("SEMGEN_CACHE") {
+        return Some(dir);
+    }
+    let home = || of("HOME");
+    let base = if cfg!(windows) {
+        of("LOCALAPPDATA")
+    } else if cfg!(target_os = "macos") {
+        home().map(|h| h.join("Library/Caches"))
+    } else {
+        of("XDG_CACHE_HOME").filter(|d| d.is_absolute()).or_else(|| home().map(|h| h.join(".cache")))
+    };
+    base.map(|dir| dir.join("semgen"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,5 +101,16 @@ mod tests {
     #[test]
     fn sha256_of_nothing_is_the_known_one() {
         assert_eq!(sha256_hex(b""), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+    }
+
+    #[test]
+    fn the_cache_is_where_the_environment_says() {
+        let set = |pairs: &'static [(&str, &str)]| move |name: &str| pairs.iter().find(|p| p.0 == name).map(|p| PathBuf::from(p.1));
+        assert_eq!(cache_dir_from(set(&[("SEMGEN_CACHE", "/x"), ("HOME", "/h")])), Some(PathBuf::from("/x")));
+        if cfg!(target_os = "linux") {
+            assert_eq!(cache_dir_from(set(&[("XDG_CACHE_HOME", "/c"), ("HOME", "/h")])), Some(PathBuf::from("/c/semgen")));
+            assert_eq!(cache_dir_from(set(&[("XDG_CACHE_HOME", "relative"), ("HOME", "/h")])), Some(PathBuf::from("/h/.cache/semgen")));
+        }
+        assert_eq!(cache_dir_from(set(&[])), None);
     }
 }
