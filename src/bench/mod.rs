@@ -7,6 +7,8 @@
 pub mod conv;
 pub mod measure;
 pub mod op;
+pub mod ops;
 pub mod peak;
 pub mod pick;
+pub mod probe;
 pub mod result;

@@ -39,6 +39,10 @@ fn file(name: &str) -> &'static str {
     files! {
         "activation" => "activation.wgsl",
         "batch_norm" => "batch_norm.wgsl",
+        "bench_coop" => "bench_coop.wgsl",
+        "bench_fma" => "bench_fma.wgsl",
+        "bench_memory" => "bench_memory.wgsl",
+        "bench_workgroup" => "bench_workgroup.wgsl",
         "clip" => "clip.wgsl",
         "conv3d" => "conv3d.wgsl",
         "conv3d_pack" => "conv3d_pack.wgsl",
