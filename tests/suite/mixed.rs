@@ -9,7 +9,7 @@ use semantic_genesis::config::{Activation, Config, Norm, Optimiser, Precision, S
 use semantic_genesis::error::{Error, Result};
 use semantic_genesis::gpu::{Caps, Context, Dtype};
 use semantic_genesis::graph::{Graph, Home, LOSS_SCALE};
-use semantic_genesis::kernels::check::numbers;
+use semantic_genesis::kernels::check::{as_stored, numbers};
 use semantic_genesis::kernels::optimiser::Hyper;
 use semantic_genesis::model::{Mode, Spec};
 use semantic_genesis::plan::Plan;
@@ -43,11 +43,15 @@ fn wide(caps: &Caps) -> Caps {
     Caps { f16: true, max_binding: 2 << 30, max_buffer: 1 << 40, ..caps.clone() }
 }
 
-/// Losses and gradients of one step, the gradients divided by the loss scale.
-fn step(ctx: &Context, graph: &Graph, batch: usize, scale: f32) -> (Vec<f32>, Vec<(String, Vec<f64>)>) {
+/// Losses and gradients of one step, the gradients divided by the loss scale. With `rounded`, the input and the
+/// parameters are rounded to 16 bits first.
+fn step(ctx: &Context, graph: &Graph, batch: usize, scale: f32, rounded: bool) -> (Vec<f32>, Vec<(String, Vec<f64>)>) {
     let rig = Rig::new(ctx, graph);
     let voxels = batch * GRID.iter().product::<usize>();
-    rig.feed(ctx, "input", &numbers(1, voxels, 1.0));
+    let given = if rounded { Dtype::F16 } else { Dtype::F32 };
+    let params: Vec<f32> = ctx.read(&rig.store.params, 0, graph.params.flat_len()).unwrap();
+    ctx.upload(&rig.store.params, 0, &as_stored(&params, given));
+    rig.feed(ctx, "input", &as_stored(&numbers(1, voxels, 1.0), given));
     rig.feed(ctx, "target", &numbers(2, voxels, 0.5).iter().map(|v| v + 0.5).collect::<Vec<_>>());
     rig.feed(ctx, "labels", &(0..batch as u32).map(|i| i % 3).collect::<Vec<_>>());
     let mixed = graph.inputs().iter().any(|(n, _)| n == LOSS_SCALE);
@@ -68,8 +72,20 @@ fn norm(v: &[f64]) -> f64 {
     v.iter().map(|x| x * x).sum::<f64>().sqrt()
 }
 
-/// Bounds: losses within 1e-3 of themselves, each gradient within 5 % of its norm (biases before a batch norm, whose
-/// gradients are zero but for rounding: within 1e-3 of the largest norm), all gradients together within 1 %.
+/// Root of the sum of squares of differences of all gradients, relative to the gradients.
+fn apart(a: &[(String, Vec<f64>)], b: &[(String, Vec<f64>)]) -> f64 {
+    let (mut difference, mut size) = (0.0, 0.0);
+    for ((_, a), (_, b)) in a.iter().zip(b) {
+        let d: Vec<f64> = a.iter().zip(b).map(|(a, b)| a - b).collect();
+        (difference, size) = (difference + norm(&d).powi(2), size + norm(a).powi(2));
+    }
+    (difference / size).sqrt()
+}
+
+/// Bounds: losses within 1e-3 of themselves; all gradients together within 6 %, each within 20 % of its norm (biases
+/// before a batch norm, whose gradients are zero but for rounding, within 1e-4 of the largest norm). That is what
+/// rounding does to a network with kinks: values near zero change sides. The yardstick is the reference itself with
+/// only its input and its parameters rounded to 16 bits, which a few dozen roundings on the way may exceed a few times.
 #[test]
 fn losses_and_gradients_follow_those_in_32_bits() {
     let Some(ctx) = device() else { return };
@@ -79,21 +95,22 @@ fn losses_and_gradients_follow_those_in_32_bits() {
         let graph = JOINT.graph(&spec(variant, activation), 6, GRID, Mode::Train).unwrap();
         let mixed = graph.clone().stored_in(Precision::Mixed);
         assert!(mixed.values().iter().filter(|v| v.dtype == Dtype::F16).count() > 40);
-        let (losses, gradients) = step(ctx, &graph, 6, 1.0);
-        let (found, mixed) = step(ctx, &mixed, 6, 1024.0);
+        let (losses, gradients) = step(ctx, &graph, 6, 1.0, false);
+        let yardstick = apart(&gradients, &step(ctx, &graph, 6, 1.0, true).1);
+        let (found, mixed) = step(ctx, &mixed, 6, 1024.0, false);
+        let what = format!("{variant:?} {activation:?}");
         for (a, b) in losses.iter().zip(&found) {
-            assert!((a - b).abs() <= 1e-3 * a.abs() && a != b, "{variant:?} {activation:?}: losses {losses:?}, mixed {found:?}");
+            assert!((a - b).abs() <= 1e-3 * a.abs(), "{what}: losses {losses:?}, mixed {found:?}");
         }
         let largest = gradients.iter().map(|g| norm(&g.1)).fold(0.0, f64::max);
-        let (mut error, mut size) = (0.0, 0.0);
         for ((name, a), (_, b)) in gradients.iter().zip(&mixed) {
             let d: Vec<f64> = a.iter().zip(b).map(|(a, b)| a - b).collect();
             let (d, n) = (norm(&d), norm(a));
-            assert!(d <= 5e-2 * n + 1e-3 * largest, "{variant:?} {activation:?}: the gradient of {name} is off by {d:.2e} of {n:.2e}");
-            (error, size) = (error + d * d, size + n * n);
+            assert!(d <= 0.2 * n + 1e-4 * largest, "{what}: the gradient of {name} is off by {d:.2e} of {n:.2e}");
         }
-        let ratio = (error / size).sqrt();
-        assert!(ratio <= 1e-2, "{variant:?} {activation:?}: gradients are off by {ratio}");
+        let error = apart(&gradients, &mixed);
+        println!("{what}: gradients differ by {error:.4}, by {yardstick:.4} for rounded inputs and parameters");
+        assert!(error > 0.0 && error <= 0.06 && error <= 5.0 * yardstick, "{what}: gradients differ by {error}, yardstick {yardstick}");
     }
 }
 
@@ -102,7 +119,7 @@ fn losses_and_gradients_follow_those_in_32_bits() {
 fn gradients_are_as_many_times_as_large_as_the_loss_scale() {
     let Some(ctx) = device() else { return };
     let graph = JOINT.graph(&spec(Variant::PyTorch, Activation::Relu), 4, GRID, Mode::Train).unwrap().stored_in(Precision::Mixed);
-    let (a, b) = (step(ctx, &graph, 4, 1024.0), step(ctx, &graph, 4, 8192.0));
+    let (a, b) = (step(ctx, &graph, 4, 1024.0, false), step(ctx, &graph, 4, 8192.0, false));
     assert_eq!(a.0, b.0);
     let all = |s: &[(String, Vec<f64>)]| s.iter().flat_map(|g| g.1.clone()).collect::<Vec<f64>>();
     let (a, b) = (all(&a.1), all(&b.1));
