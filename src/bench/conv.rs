@@ -7,41 +7,15 @@ use super::pick::{elements, unflatten};
 use super::result::Check;
 use crate::error::{Error, Result};
 use crate::gpu::{Caps, Dtype, Recorder, View};
-use crate::kernels::conv3d::{self, Geom, Source, Variant};
+use crate::kernels::conv3d::{self, Geom, Input, Output, Pass, Source, Variant};
 
 /// Multiply-adds that the reference of one check may cost.
 const BUDGET: usize = 10_000_000;
 /// Rounding of a 16-bit float, relative.
 const HALF: f64 = 4.9e-4;
 
-/// What is computed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pass {
-    /// Outputs.
-    Forward,
-    /// Gradient of the input.
-    InputGrad,
-    /// Gradient of the weight.
-    WeightGrad,
-}
-
-impl Pass {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Forward, Self::InputGrad, Self::WeightGrad];
-
-    /// As the command line and documents say it.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Forward => "forward",
-            Self::InputGrad => "input-grad",
-            Self::WeightGrad => "weight-grad",
-        }
-    }
-}
-
 /// Multiply-adds that each element of a result sums.
-fn terms(g: &Geom, pass: Pass, source: Source) -> usize {
-    let _ = source;
+fn terms(g: &Geom, pass: Pass) -> usize {
     match pass {
         Pass::Forward => g.taps() * g.in_channels,
         Pass::InputGrad => g.taps() * g.out_channels,
@@ -131,27 +105,13 @@ fn sampled<const N: usize>(
 }
 
 fn variant(name: &str) -> Result<Variant> {
-    VARIANTS
-        .iter()
-        .find(|v| v.0 == name)
-        .map(|v| v.1)
-        .ok_or_else(|| Error::Usage(format!("--variant {name}: there is no such convolution")))
+    Variant::parse(name).ok_or_else(|| Error::Usage(format!("--variant {name}: there is no such convolution")))
 }
 
-const VARIANTS: [(&str, Variant); 3] = [("plain", Variant::Plain), ("tile", Variant::Tile), ("sub8", Variant::Sub8)];
-
 /// Names of the implementations of a pass on an adapter, the default first.
-fn candidates(caps: &Caps, g: &Geom, pass: Pass, source: Source) -> Vec<String> {
-    let rec = Recorder::new(caps);
-    let default = match pass {
-        Pass::Forward => conv3d::forward_variant(&rec, g),
-        Pass::InputGrad => conv3d::backward_input_variant(&rec, g, source),
-        Pass::WeightGrad => conv3d::backward_weight_variant(&rec, g),
-    };
-    let runs = |v: Variant| v == Variant::Plain || default != Variant::Plain && (v != Variant::Sub8 || caps.subgroup8());
-    let mut out: Vec<_> = VARIANTS.iter().filter(|v| runs(v.1)).copied().collect();
-    out.sort_by_key(|v| v.1 != default);
-    out.into_iter().map(|v| v.0.to_owned()).collect()
+fn candidates(caps: &Caps, g: &Geom, pass: Pass, source: Source, dtype: Dtype) -> Vec<String> {
+    let problem = conv3d::Problem { pass, geom: *g, source, input: dtype, output: dtype };
+    problem.candidates(caps).into_iter().map(|v| v.name().to_owned()).collect()
 }
 
 /// Kernel, stride and padding in words where they are not the usual 3×3×3, 1 and 1.
@@ -211,16 +171,20 @@ pub fn convolution(caps: &Caps, g: Geom, sources: &[Source], pass: Pass, bias: b
         match pass {
             Pass::Forward => recorded.iter().enumerate().try_for_each(|(i, &s)| {
                 let b = (bias && i == 0).then(|| v[n + 1]);
-                conv3d::forward_with(rec, variant, &g, s, v[i], v[n], b, v[n + 1 + usize::from(bias)], i > 0)
+                {
+                    let output = Output { bias: b, ..Output::plain(v[n + 1 + usize::from(bias)]) };
+                    conv3d::forward_with(rec, variant, &g, Input::plain(s, v[i]), v[n], &output, i > 0)
+                }
             }),
             Pass::InputGrad => conv3d::backward_input_with(rec, variant, &g, source, v[0], v[1], None, v[2]),
-            Pass::WeightGrad => {
-                recorded.iter().enumerate().try_for_each(|(i, &s)| conv3d::backward_weight_with(rec, variant, &g, s, v[i], v[n], v[n + 1]))
-            }
+            Pass::WeightGrad => recorded
+                .iter()
+                .enumerate()
+                .try_for_each(|(i, &s)| conv3d::backward_weight_with(rec, variant, &g, Input::plain(s, v[i]), v[n], v[n + 1])),
         }
     };
     let check = move |o: &[Operand], out: &Outputs| {
-        let terms = terms(&g, pass, source);
+        let terms = terms(&g, pass);
         match pass {
             Pass::Forward => {
                 let [od, oh, ow] = g.output();
@@ -244,8 +208,8 @@ pub fn convolution(caps: &Caps, g: Geom, sources: &[Source], pass: Pass, bias: b
             }
         }
     };
-    let mut p = Problem::new("conv3d", pass.word(), shape, operands, flops, record, check);
-    p.variants = candidates(caps, &g, pass, source);
+    let mut p = Problem::new("conv3d", pass.name(), shape, operands, flops, record, check);
+    p.variants = candidates(caps, &g, pass, source, dtype);
     Ok(p)
 }
 
@@ -285,12 +249,12 @@ pub fn transposed(caps: &Caps, g: Geom, pass: Pass, bias: bool, dtype: Dtype) ->
         let variant = variant(name)?;
         match pass {
             Pass::Forward => conv3d::backward_input_with(rec, variant, &g, s, v[0], v[1], bias.then(|| v[2]), v[2 + usize::from(bias)]),
-            Pass::InputGrad => conv3d::forward_with(rec, variant, &g, s, v[0], v[1], None, v[2], false),
-            Pass::WeightGrad => conv3d::backward_weight_with(rec, variant, &g, s, v[0], v[1], v[2]),
+            Pass::InputGrad => conv3d::forward_with(rec, variant, &g, Input::plain(s, v[0]), v[1], &Output::plain(v[2]), false),
+            Pass::WeightGrad => conv3d::backward_weight_with(rec, variant, &g, Input::plain(s, v[0]), v[1], v[2]),
         }
     };
     let check = move |o: &[Operand], out: &Outputs| {
-        let terms = terms(&g, adjoint, s);
+        let terms = terms(&g, adjoint);
         let fine = [g.batch, g.input[0], g.input[1], g.input[2], g.in_channels];
         let coarse = [g.batch, g.output()[0], g.output()[1], g.output()[2], g.out_channels];
         match pass {
@@ -307,8 +271,8 @@ pub fn transposed(caps: &Caps, g: Geom, pass: Pass, bias: bool, dtype: Dtype) ->
         }
     };
     let flops = g.batch as u64 * g.flops_per_sample(g.in_channels);
-    let mut p = Problem::new("conv_transpose3d", pass.word(), shape, operands, flops, record, check);
-    p.variants = candidates(caps, &g, adjoint, s);
+    let mut p = Problem::new("conv_transpose3d", pass.name(), shape, operands, flops, record, check);
+    p.variants = candidates(caps, &g, adjoint, s, dtype);
     Ok(p)
 }
 

@@ -5,16 +5,13 @@ use serde_json::json;
 
 use super::args::{Common, Settings};
 use super::text;
-use crate::config::{Config, Optimiser, Precision};
+use crate::config::{Config, Precision};
 use crate::discover::autoencoder;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::gpu::{Caps, adapters};
 use crate::graph::Home;
-use crate::model::{Mode, Spec};
-use crate::plan::{Plan, PlannedOp};
-use crate::train::network::Objective;
-use crate::train::update::moments;
-use crate::transform::Augment;
+use crate::plan::{Options, PlannedOp};
+use crate::train::fit::{self, Fit, Memory, Stage, fit};
 
 /// Largest results that are named.
 const LARGEST: usize = 5;
@@ -34,37 +31,25 @@ pub(super) struct Args {
 struct Need {
     phase: &'static str,
     batch: usize,
+    /// How the batch is taken apart, and why.
+    micro_batch: Fit,
     size: [usize; 3],
     /// Storage of activations.
     precision: Precision,
     parameters: usize,
-    /// Multiply-adds × 2 of one step: forward and backward.
+    /// Multiply-adds × 2 of one step: forward and backward of all its parts.
     flops_per_step: u64,
     /// Bytes that the kernels of one step bind, the least that moves.
     bytes_per_step: u64,
     device_bytes: Memory,
+    /// What `device_bytes.training` would be in f32, when it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    training_f32: Option<u64>,
+    /// The most of `device_bytes.training` that is in use at once.
+    live_bytes: u64,
     largest: Vec<Large>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     ops: Vec<Row>,
-}
-
-/// Device memory in bytes.
-#[derive(Serialize)]
-struct Memory {
-    /// Parameters, gradients, running statistics.
-    weights: u64,
-    /// Moments of the optimiser.
-    optimiser: u64,
-    /// Inputs, activations and their gradients of a training step.
-    training: u64,
-    /// What `training` would be in f32, when it is not.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    training_f32: Option<u64>,
-    /// The same for validation, which stays ready beside it.
-    validation: u64,
-    /// Distorting the inputs of both.
-    augmentation: u64,
-    total: u64,
 }
 
 #[derive(Serialize)]
@@ -108,16 +93,18 @@ pub(super) fn run(common: &Common, a: &Args) -> Result<()> {
     text::say(text::table(&["phase", "batch", "size", "precision", "parameters", "GFLOP/step", "bytes/step", "device memory"], &rows));
     for n in &needs {
         let m = &n.device_bytes;
-        text::say(format_args!("\n{}: {}", n.phase, text::bytes(m.total)));
+        text::say(format_args!("\n{}: {}; {}", n.phase, text::bytes(m.total), n.micro_batch));
         let parts = [
             ("weights and gradients", m.weights),
             ("optimiser", m.optimiser),
+            ("sum of gradients", m.accumulation),
             ("training step", m.training),
-            ("validation step", m.validation),
+            ("validation step, besides", m.validation),
             ("distortion", m.augmentation),
+            ("reading back", m.readback),
         ];
         for (name, bytes) in parts {
-            let note = match n.device_bytes.training_f32 {
+            let note = match n.training_f32 {
                 Some(f32) if name == "training step" => format!("  (in f32 {})", text::bytes(f32)),
                 _ => String::new(),
             };
@@ -162,69 +149,23 @@ fn op_row(o: &Row) -> Vec<String> {
 
 /// What the phases of a whole run need, in their order.
 fn needs(config: &Config, caps: &Caps, ops: bool) -> Result<Vec<Need>> {
-    let (t, classes) = (&config.train, config.model.classes);
-    let ae = autoencoder::fitted(config, caps, config.discover.autoencoder.batch_size)?;
-    let input = ae.input.given().unwrap_or_else(|| config.autoencoder_input());
-    let network = Spec::from(&config.model);
-    let joint = Objective::Joint { classes, restoration: config.loss.restoration, classification: config.loss.classification };
-    let mut list = vec![(
-        Objective::Autoencoder { skips: ae.skips },
-        Spec::autoencoder(config.autoencoder_base(), config.model.depth),
-        ae.batch_size,
-        input,
-        Optimiser::Adam,
-    )];
-    if t.classification_epochs > 0 && t.max_steps != 1 {
-        list.push((Objective::Classification { classes }, network.clone(), t.batch_size, config.cube.size, t.optimiser));
-    }
-    list.push((joint, network, t.batch_size, config.cube.size, t.optimiser));
-    list.into_iter()
-        .map(|(objective, spec, batch, size, optimiser)| {
-            let precision = if objective.word() == "autoencoder" { Precision::F32 } else { t.precision };
-            need(config, caps, objective, &spec, batch, size, precision, optimiser, ops)
-        })
-        .collect()
+    let options = Options::default();
+    let (ae, fitted) = autoencoder::fitted(config, caps, &options, config.discover.autoencoder.batch_size)?;
+    let stage = autoencoder::stage(config, ae.batch_size, ae.input.given().unwrap_or_else(|| config.autoencoder_input()));
+    let stages = Stage::pretraining(config);
+    let fit = fit(config, caps, &options, &stages, config.train.micro_batch)?;
+    let list = [(stage, fitted)].into_iter().chain(stages.into_iter().map(|s| (s, fit.clone())));
+    list.map(|(stage, fit)| need(config, caps, &options, &stage, fit, ops)).collect()
 }
 
-/// Limits name the phase that meets them, and its own settings.
-fn of_phase(objective: Objective, e: Error) -> Error {
-    match e {
-        Error::ExceedsLimit { what, need, have, remedy } => {
-            Error::ExceedsLimit { what: format!("the {} phase: {what}", objective.word()), need, have, remedy }
-        }
-        other => other,
-    }
-}
-
-fn need(
-    config: &Config,
-    caps: &Caps,
-    objective: Objective,
-    spec: &Spec,
-    batch: usize,
-    size: [usize; 3],
-    precision: Precision,
-    optimiser: Optimiser,
-    ops: bool,
-) -> Result<Need> {
-    let plan = |mode, precision| Plan::new(&objective.graph(spec, batch, size, mode)?.stored_in(precision), caps);
-    let (train, evaluate) = (plan(Mode::Train, precision), plan(Mode::Evaluate, precision));
-    let (train, evaluate) = (train.map_err(|e| of_phase(objective, e))?, evaluate.map_err(|e| of_phase(objective, e))?);
-    let distorted = !matches!(objective, Objective::Autoencoder { .. });
-    let mut augmentation = 0;
-    if distorted {
-        let crops = (batch * size.iter().product::<usize>()) as u64 * 4;
-        augmentation = 2 * Augment::device_bytes(caps, config.train.preset, config.train.flip_axes, batch, size)?;
-        // Without restoration, the undistorted crops need a place of their own.
-        if !objective.restores() {
-            augmentation += 2 * crops;
-        }
-    }
-    let weights = train.store_bytes(0);
-    let optimiser = train.store_bytes(moments(optimiser)) - weights;
-    let (training, validation) = (train.slot_bytes(), evaluate.slot_bytes());
+fn need(config: &Config, caps: &Caps, options: &Options, stage: &Stage, fit: Fit, ops: bool) -> Result<Need> {
+    let options = Options { recompute: fit.recompute, ..options.clone() };
+    let fit::Need { train, memory, micro } = stage.need(config, caps, &options, fit.micro_batch)?;
     // What does not fit the adapter in f32 has no such number.
-    let training_f32 = if precision == Precision::Mixed { plan(Mode::Train, Precision::F32).ok().map(|p| p.slot_bytes()) } else { None };
+    let plain = Stage { precision: Precision::F32, ..stage.clone() };
+    let in_f32 = || plain.need(config, caps, &options, micro).ok().map(|n| n.memory.training);
+    let training_f32 = if stage.precision == Precision::Mixed { in_f32() } else { None };
+    let parts = (stage.batch / micro) as u64;
     let graph = &train.graph;
     let results = graph.nodes().iter().flat_map(|n| n.outputs.iter().map(move |&v| (n, v)));
     let mut largest: Vec<Large> = results
@@ -242,22 +183,17 @@ fn need(
     largest.sort_by_key(|l| std::cmp::Reverse(l.bytes));
     largest.truncate(LARGEST);
     Ok(Need {
-        phase: objective.word(),
-        batch,
-        size,
-        precision,
+        phase: stage.objective.word(),
+        batch: stage.batch,
+        micro_batch: fit,
+        size: stage.size,
+        precision: stage.precision,
         parameters: graph.params.count(),
-        flops_per_step: train.flops(),
-        bytes_per_step: train.bytes(),
-        device_bytes: Memory {
-            weights,
-            optimiser,
-            training,
-            training_f32,
-            validation,
-            augmentation,
-            total: weights + optimiser + training + validation + augmentation,
-        },
+        flops_per_step: train.flops() * parts,
+        bytes_per_step: train.bytes() * parts,
+        device_bytes: memory,
+        training_f32,
+        live_bytes: train.live_bytes(),
         largest,
         ops: if ops { train.ops.iter().map(Row::from).collect() } else { Vec::new() },
     })
@@ -278,11 +214,15 @@ mod tests {
         ];
         let of = |extra: &str| needs(&sets(&[&small[..], &[extra]].concat()), &Caps::minimal(), true).unwrap();
         let (one, two) = (of("train.batch_size=4"), of("train.batch_size=8"));
+        let parts = of("train.micro_batch=2");
         assert_eq!(one.iter().map(|n| n.phase).collect::<Vec<_>>(), ["autoencoder", "classification", "joint"]);
         assert_eq!(one[0].flops_per_step, two[0].flops_per_step);
         assert!(one[2].device_bytes.training < two[2].device_bytes.training && one[2].device_bytes.weights == two[2].device_bytes.weights);
         assert!(one[2].device_bytes.optimiser >= 8 * one[2].parameters as u64);
         assert_eq!(one[2].ops.iter().map(|o| o.flops).sum::<u64>(), one[2].flops_per_step);
         assert_eq!(one[2].largest.len(), LARGEST);
+        // The default batch of 12 in parts of two does 12 samples' work.
+        assert!(parts[2].flops_per_step == one[2].flops_per_step * 3 && parts[2].device_bytes.accumulation > 0);
+        assert!(parts[2].device_bytes.training < one[2].device_bytes.training);
     }
 }

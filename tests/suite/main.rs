@@ -16,3 +16,4 @@ mod parity;
 mod plans;
 mod report;
 mod shaders;
+mod steps;

@@ -197,9 +197,11 @@ struct Trial {
     stop: Option<u64>,
     /// What the cubes hold instead of numbers.
     spoilt: Option<f32>,
+    /// Samples on the device at once.
+    micro: usize,
 }
 
-const USUAL: Trial = Trial { precision: Precision::Mixed, objective: JOINT, steps: 12, scale: None, stop: None, spoilt: None };
+const USUAL: Trial = Trial { precision: Precision::Mixed, objective: JOINT, steps: 12, scale: None, stop: None, spoilt: None, micro: 4 };
 
 impl Trial {
     fn run(self, ctx: &Context, dir: &Path) -> Result<(State, Vec<Value>)> {
@@ -225,6 +227,8 @@ impl Trial {
             size: GRID,
             feed: Feed::Distorted,
             batch: 4,
+            micro: self.micro,
+            recompute: false,
             precision: self.precision,
             optimiser: Optimiser::Adam,
             hyper: Hyper::default(),
@@ -294,8 +298,14 @@ fn training_follows_the_run_in_32_bits() {
 #[test]
 fn overflows_are_skipped_counted_and_survived() {
     let Some(ctx) = device() else { return };
+    for micro in [4, 2] {
+        survived(ctx, micro);
+    }
+}
+
+fn survived(ctx: &Context, micro: usize) {
     let dir = tempfile::tempdir().unwrap();
-    let (state, records) = Trial { scale: Some(2f32.powi(36)), steps: 20, ..USUAL }.run(ctx, dir.path()).unwrap();
+    let (state, records) = Trial { scale: Some(2f32.powi(36)), steps: 20, micro, ..USUAL }.run(ctx, dir.path()).unwrap();
     let (scales, skipped) = (numbers_of(&records, "loss_scale"), numbers_of(&records, "skipped"));
     let last = skipped[skipped.len() - 1];
     assert!((2.0..18.0).contains(&last) && state.scaling.skipped as f64 == last, "{skipped:?}");

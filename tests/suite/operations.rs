@@ -285,11 +285,10 @@ fn clip_case(ctx: &Context, case: &Case<'_>, failures: &mut Vec<String>) -> Resu
     let mut t = Trial::new(ctx);
     let (g, p, m) = (t.input(&gradient)?, t.input(&vec![0f32; n])?, t.input(&vec![0f32; n])?);
     let hyper = Hyper { momentum: 0.0, weight_decay: 0.0, ..Hyper::default() };
-    let (s, one): (View, View) = (t.input(&optimiser::scalars(1.0, &hyper, 1))?, t.input(&[1f32])?);
-    let (norm, scale) = (t.output(1)?, t.output(1)?);
+    let (s, norm, scale): (View, View, View) = (t.input(&optimiser::scalars(1.0, &hyper, 1))?, t.output(1)?, t.output(1)?);
     t.run(|rec| {
         optimiser::norm(rec, g, norm)?;
-        optimiser::clip(rec, norm, one, case.number("max_norm"), scale)?;
+        optimiser::clip(rec, norm, norm, s, case.number("max_norm"), scale)?;
         optimiser::sgd(rec, p, g, m, s, scale)
     })?;
     hold(failures, case, "norm", &t.read(norm)?, case.floats("y"));

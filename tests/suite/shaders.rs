@@ -153,6 +153,7 @@ fn flat(caps: &Caps, into: &mut Collection) {
         }
         let v = |id| view(id, n);
         into.record(caps, |rec| {
+            elementwise::accumulate(rec, v(0), 2.0, v(1))?;
             loss::soft_dice(rec, v(0), v(1), view(2, 1))?;
             loss::soft_dice_backward(rec, v(0), v(1), view(2, 1), v(3))
         });
@@ -168,7 +169,7 @@ fn flat(caps: &Caps, into: &mut Collection) {
             optimiser::adam(rec, v(0), v(1), v(2), v(3), scalars, one, true)?;
             optimiser::sgd(rec, v(0), v(1), v(2), scalars, one)?;
             optimiser::norm(rec, v(1), one)?;
-            optimiser::clip(rec, view(4, 1), view(5, 1), 1.0, one)
+            optimiser::clip(rec, view(4, 1), view(5, 1), scalars, 1.0, one)
         });
         for classes in [2, 4, 44, 45] {
             let (rows, logits) = (view(1, n), view(0, n * classes));
