@@ -8,7 +8,7 @@
 //! - outputs that are read after a run: restored images, logits, features, losses;
 //! - operands and results of losses and means, so a restored image with its sigmoid and their gradients, and the
 //!   class head after its mean over the grid;
-//! - places of maxima.
+//! - places of maxima, and the vectors with which batch norms normalise.
 //!
 //! Kernels other than convolutions, reductions and their reverse take operands of one type, so a value of theirs
 //! that must stay in 32 bits keeps the others there as well.
@@ -76,8 +76,10 @@ impl Graph {
 /// Values of an operation that stay in 32 bits.
 fn whole(node: &Node) -> Vec<ValueId> {
     match &node.op {
-        Op::MaxPool(_) => vec![node.outputs[1]],
-        Op::MaxPoolGrad(_) => vec![node.inputs[0]],
+        Op::MaxPool(_) | Op::NormMaxPool(_) | Op::BatchNorm { .. } | Op::BatchNormRunning(_) => vec![node.outputs[1]],
+        Op::MaxPoolGrad(_) | Op::MaxPoolGradAdd(_) => vec![node.inputs[0]],
+        Op::BatchNormGrad { .. } | Op::NormApply { .. } => vec![node.inputs[1]],
+        Op::NormStatistics { .. } | Op::NormFixed(_) => vec![node.outputs[0]],
         Op::Pointwise(_)
         | Op::PointwiseGrad(_)
         | Op::CrossEntropy
@@ -96,9 +98,12 @@ fn whole(node: &Node) -> Vec<ValueId> {
 fn alike(node: &Node) -> Vec<ValueId> {
     let (x, y) = (&node.inputs, &node.outputs);
     match &node.op {
-        Op::MaxPool(_) | Op::BatchNorm { .. } | Op::BatchNormRunning(_) | Op::PRelu => vec![x[0], y[0]],
+        Op::MaxPool(_) | Op::BatchNorm { .. } | Op::BatchNormRunning(_) | Op::PRelu | Op::NormApply { .. } | Op::NormMaxPool(_) => {
+            vec![x[0], y[0]]
+        }
         Op::MaxPoolGrad(_) => vec![x[1], y[0]],
-        Op::BatchNormGrad(_) | Op::BatchNormRunningGrad(_) => vec![x[0], x[4], y[0]],
+        Op::MaxPoolGradAdd(_) => vec![x[1], x[2], y[0]],
+        Op::BatchNormGrad { .. } => vec![x[0], x[2], y[0]],
         Op::PReluGrad => vec![x[0], x[2], y[0]],
         Op::AvgPool(_)
         | Op::AvgPoolGrad(_)
@@ -124,7 +129,12 @@ fn alike(node: &Node) -> Vec<ValueId> {
         | Op::SoftDice
         | Op::SoftDiceGrad
         | Op::Mean
-        | Op::MeanGrad => Vec::new(),
+        | Op::MeanGrad
+        | Op::NormStatistics { .. }
+        | Op::NormFixed(_)
+        | Op::FusedConv3d(_)
+        | Op::LoadedWeightGrad { .. }
+        | Op::Head(_) => Vec::new(),
     }
 }
 

@@ -5,6 +5,7 @@ mod cli;
 mod data;
 mod discover;
 mod full_width;
+mod fusion;
 mod gradients;
 mod harness;
 mod interpreter;

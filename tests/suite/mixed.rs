@@ -12,7 +12,7 @@ use semantic_genesis::graph::{Graph, Home, LOSS_SCALE};
 use semantic_genesis::kernels::check::{as_stored, numbers};
 use semantic_genesis::kernels::optimiser::Hyper;
 use semantic_genesis::model::{Mode, Spec};
-use semantic_genesis::plan::Plan;
+use semantic_genesis::plan::{Fusion, Options, Plan};
 use semantic_genesis::train::loader::Samples;
 use semantic_genesis::train::log::{self, MetricsLog};
 use semantic_genesis::train::network::Objective;
@@ -46,7 +46,11 @@ fn wide(caps: &Caps) -> Caps {
 /// Losses and gradients of one step, the gradients divided by the loss scale. With `rounded`, the input and the
 /// parameters are rounded to 16 bits first.
 fn step(ctx: &Context, graph: &Graph, batch: usize, scale: f32, rounded: bool) -> (Vec<f32>, Vec<(String, Vec<f64>)>) {
-    let rig = Rig::new(ctx, graph);
+    step_of(ctx, graph, Plan::new(graph, ctx.caps()).unwrap(), batch, scale, rounded)
+}
+
+fn step_of(ctx: &Context, graph: &Graph, plan: Plan, batch: usize, scale: f32, rounded: bool) -> (Vec<f32>, Vec<(String, Vec<f64>)>) {
+    let rig = Rig::planned(ctx, graph, plan);
     let voxels = batch * GRID.iter().product::<usize>();
     let given = if rounded { Dtype::F16 } else { Dtype::F32 };
     let params: Vec<f32> = ctx.read(&rig.store.params, 0, graph.params.flat_len()).unwrap();
@@ -97,6 +101,8 @@ fn losses_and_gradients_follow_those_in_32_bits() {
         assert!(mixed.values().iter().filter(|v| v.dtype == Dtype::F16).count() > 40);
         let (losses, gradients) = step(ctx, &graph, 6, 1.0, false);
         let yardstick = apart(&gradients, &step(ctx, &graph, 6, 1.0, true).1);
+        let apart_too = Options { fusion: Some(Fusion::NONE), ..Options::default() };
+        let unfused = step_of(ctx, &mixed, Plan::with(&mixed, ctx.caps(), &apart_too).unwrap(), 6, 1024.0, false);
         let (found, mixed) = step(ctx, &mixed, 6, 1024.0, false);
         let what = format!("{variant:?} {activation:?}");
         for (a, b) in losses.iter().zip(&found) {
@@ -109,6 +115,8 @@ fn losses_and_gradients_follow_those_in_32_bits() {
             assert!(d <= 0.2 * n + 1e-4 * largest, "{what}: the gradient of {name} is off by {d:.2e} of {n:.2e}");
         }
         let error = apart(&gradients, &mixed);
+        // Without fusion other values are rounded.
+        let error = error.max(apart(&gradients, &unfused.1));
         println!("{what}: gradients differ by {error:.4}, by {yardstick:.4} for rounded inputs and parameters");
         assert!(error > 0.0 && error <= 0.06 && error <= 5.0 * yardstick, "{what}: gradients differ by {error}, yardstick {yardstick}");
     }
@@ -150,6 +158,20 @@ fn a_network_is_stored_in_half_the_memory_but_for_its_ends() {
     println!("{} MiB in 32 bits, {} MiB mixed", f32.slot_bytes() >> 20, mixed.slot_bytes() >> 20);
     assert!((0.45..0.65).contains(&ratio), "{ratio}");
     assert!(mixed.bytes() < f32.bytes() * 7 / 10, "{} and {} bytes move", mixed.bytes(), f32.bytes());
+}
+
+/// The loss scale comes in where the gradient starts, and the last layer still computes its own gradient.
+#[test]
+fn the_same_operations_are_fused_as_in_32_bits() {
+    let graph = JOINT.graph(&spec(Variant::PyTorch, Activation::Relu), 2, GRID, Mode::Train).unwrap();
+    let caps = wide(&Caps::minimal());
+    let options = Options { fusion: Some(Fusion::ALL), ..Options::default() };
+    let names = |g: &Graph| Plan::with(g, &caps, &options).unwrap().ops.iter().map(|o| o.op).collect::<Vec<_>>();
+    let (mut plain, mixed) = (names(&graph), names(&graph.clone().stored_in(Precision::Mixed)));
+    let start = plain.iter().position(|n| *n == "fill").unwrap();
+    plain.remove(start);
+    assert_eq!(plain, mixed);
+    assert!(mixed.iter().any(|n| n.contains("sigmoid+loss")) && !mixed.contains(&"pointwise_loss.grad"), "{mixed:?}");
 }
 
 #[test]
