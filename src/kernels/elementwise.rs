@@ -88,8 +88,8 @@ fn check(ctx: &Context, variant: &str, n: usize, limit: u64, dtype: Dtype) -> Re
         "accumulate" => a.zip(b).map(|(a, b)| b + a * f64::from(-0.3f32)).collect(),
         _ => vec![7.25; n],
     };
-    // One rounding, or two.
-    compare(&t.values(out)?, &want, allowed(1e-7, dtype))
+    // One rounding, or two and some cancellation.
+    compare(&t.values(out)?, &want, allowed(3e-7, dtype))
 }
 
 /// What is too large for 16 bits has to become infinite: that is how loss scaling finds out.
