@@ -239,7 +239,10 @@ mod tests {
             let mut next = 0;
             for &(first, n) in &parts {
                 assert_eq!(first, next);
-                assert!(n > 0 && bytes.iter().all(|b| first as u64 * b % 256 == 0 && n as u64 * b <= 40_000), "{bytes:?}: {parts:?}");
+                assert!(
+                    n > 0 && bytes.iter().all(|b| (first as u64 * b).is_multiple_of(256) && n as u64 * b <= 40_000),
+                    "{bytes:?}: {parts:?}"
+                );
                 next += n;
             }
             assert_eq!(next, 1000);

@@ -141,7 +141,7 @@ pub fn norm(rec: &mut Recorder<'_>, g: View, out: View) -> Result<()> {
 /// [`Error::Shape`] when a view has not its length or `max_norm` is negative or not finite.
 pub fn clip(rec: &mut Recorder<'_>, norm: View, loss: View, scalars: View, max_norm: f32, scale: View) -> Result<()> {
     let fits = [norm, loss, scale].iter().all(|v| v.elements() == 1) && scalars.elements() == SCALARS;
-    if !fits || !(max_norm >= 0.0 && max_norm.is_finite()) {
+    if !(fits && max_norm >= 0.0 && max_norm.is_finite()) {
         let [a, b, c, d] = [norm, loss, scale, scalars].map(View::elements);
         return Err(Error::shape(
             "clip",

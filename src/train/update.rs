@@ -128,7 +128,6 @@ impl Update {
     ///
     /// # Errors
     /// What the device reports.
-    #[expect(clippy::too_many_arguments, reason = "every one of them is fixed for the life of the object and has no default")]
     pub fn new(
         ctx: &Context,
         store: &Store,
