@@ -874,7 +874,7 @@ pub fn norm(n: usize) -> Problem {
 
 /// Norm of `n` numbers and the factor that bounds it by 1.
 pub fn clip(n: usize) -> Problem {
-    let scalars = optimiser::scalars(1e-3, &optimiser::Hyper::default(), 1).to_vec();
+    let scalars = optimiser::scalars(1e-3, &Hyper::default(), 1).to_vec();
     let operands = vec![
         input("g", n, Dtype::F32, 1),
         vector("loss", 1, 2, 0.5, 1.0),
