@@ -11,7 +11,7 @@ mod memory;
 mod recompute;
 mod session;
 
-pub use fuse::Fusion;
+pub use fuse::{Fusion, fuse};
 pub use session::{Session, Store};
 
 use crate::error::{Error, Result};
@@ -109,7 +109,7 @@ impl Plan {
     /// # Errors
     /// As [`Plan::new`].
     pub fn with(graph: &Graph, caps: &Caps, options: &Options) -> Result<Self> {
-        let fused = fuse::fuse(graph, &options.fusion.unwrap_or_else(|| Fusion::on(caps)), caps);
+        let fused = fuse(graph, &options.fusion.unwrap_or_else(|| Fusion::on(caps)), caps);
         let graph = &if options.recompute { recompute::recompute(&fused) } else { fused };
         let mut lowered = Vec::with_capacity(graph.nodes().len());
         for node in graph.nodes() {

@@ -212,7 +212,7 @@ mod tests {
     use crate::kernels::activation::Function;
     use crate::model::{Mode, Spec};
     use crate::nn::{self, Start, Statistics};
-    use crate::plan::{Fusion, fuse};
+    use crate::plan::{Fusion, fuse::fuse};
 
     fn conv(g: &mut Graph, name: &str, x: ValueId) -> ValueId {
         nn::conv3d(g, name, Start::FanIn, &[x], 4, 3).unwrap()
@@ -263,7 +263,7 @@ mod tests {
         assert!(again.contains(&"batch_norm.apply") && again.contains(&"activation"), "{again:?}");
         assert!(!again.iter().any(|n| n.contains("conv3d")) && r.nodes().iter().filter(|n| n.op.name() == "batch_norm").count() == 6);
         // Fused, the same happens by one operation each.
-        let f = fuse::fuse(&g, &Fusion { load: false, ..Fusion::ALL }, &Caps::minimal());
+        let f = fuse(&g, &Fusion { load: false, ..Fusion::ALL }, &Caps::minimal());
         let r = recompute(&f);
         check(&r);
         assert!(names(&r).iter().all(|n| *n == "batch_norm.apply+relu") && !names(&r).is_empty(), "{:?}", names(&r));

@@ -33,7 +33,7 @@ fn graphs() -> Vec<Graph> {
 const FIRST_SLOT: u32 = 16;
 
 fn adapters() -> [Caps; 2] {
-    [Caps::minimal(), Caps { max_binding: 256 << 10, subgroup_min: 8, subgroup_max: 8, ..Caps::minimal() }]
+    [Caps::minimal(), Caps { max_binding: 256 << 10, subgroup_min: 8, subgroup_max: 8, int64: true, ..Caps::minimal() }]
 }
 
 #[test]
@@ -243,7 +243,15 @@ fn ynet(base: usize, batch: usize) -> Graph {
 /// Total of the slots against the most that is in use at once.
 #[test]
 fn slots_take_little_more_than_what_is_in_use_at_once() {
-    let cpu = Caps { kind: Kind::Cpu, max_binding: u64::MAX, max_buffer: u64::MAX, subgroup_min: 8, subgroup_max: 8, ..Caps::minimal() };
+    let cpu = Caps {
+        kind: Kind::Cpu,
+        max_binding: u64::MAX,
+        max_buffer: u64::MAX,
+        subgroup_min: 8,
+        subgroup_max: 8,
+        int64: true,
+        ..Caps::minimal()
+    };
     let gpu = Caps { kind: Kind::Discrete, subgroup_min: 32, subgroup_max: 32, ..cpu.clone() };
     for (base, batch) in [(8, 1), (8, 12), (32, 1), (32, 12)] {
         let graph = ynet(base, batch);
@@ -256,7 +264,9 @@ fn slots_take_little_more_than_what_is_in_use_at_once() {
                     slots >> 10,
                     live >> 10
                 );
-                assert!(slots >= live && slots as f64 <= 1.1 * live as f64, "{name} base {base} batch {batch}: {slots} bytes for {live}");
+                // With one sample the scratch of the weights' gradients, large where activations are small, weighs on the rest.
+                let most = if batch == 1 { 1.4 } else { 1.02 };
+                assert!(slots >= live && slots as f64 <= most * live as f64, "{name} base {base} batch {batch}: {slots} bytes for {live}");
                 live
             };
             let (kept, again) = (of(false), of(true));
