@@ -8,6 +8,7 @@
 pub mod fuse;
 mod lower;
 mod memory;
+mod recompute;
 mod session;
 
 pub use fuse::{Fusion, fuse};
@@ -115,7 +116,8 @@ impl Plan {
                 caps.name
             )));
         }
-        let graph = &fuse(graph, &options.fusion.unwrap_or_else(|| Fusion::on(caps)), caps);
+        let fused = fuse(graph, &options.fusion.unwrap_or_else(|| Fusion::on(caps)), caps);
+        let graph = &if options.recompute { recompute::recompute(&fused) } else { fused };
         let mut lowered = Vec::with_capacity(graph.nodes().len());
         for node in graph.nodes() {
             let mut rec = Recorder::tuned(caps, &options.choices);
