@@ -5,7 +5,7 @@
 //! bands whose content must survive.
 
 use crate::error::{Error, Result};
-use crate::gpu::{Buffer, BufferId, Caps, Context, Recorder, View, run_once};
+use crate::gpu::{Buffer, BufferId, Caps, Context, Dtype, Recorder, View, run_once};
 use crate::rng::{Key, Purpose};
 
 /// Result of one comparison.
@@ -34,6 +34,8 @@ pub struct Case {
     pub kernel: &'static str,
     /// Variant or entry point.
     pub variant: &'static str,
+    /// How the activations of the case are stored.
+    pub dtype: Dtype,
     /// Shape and other particulars.
     pub what: String,
     body: Box<Body>,
@@ -41,7 +43,7 @@ pub struct Case {
 
 impl std::fmt::Debug for Case {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {} {}", self.kernel, self.variant, self.what)
+        write!(f, "{} {}", self.name(), self.what)
     }
 }
 
@@ -53,7 +55,23 @@ impl Case {
         what: impl Into<String>,
         body: impl Fn(&Context) -> Result<Outcome> + Send + Sync + 'static,
     ) -> Self {
-        Self { kernel, variant, what: what.into(), body: Box::new(body) }
+        Self { kernel, variant, dtype: Dtype::F32, what: what.into(), body: Box::new(body) }
+    }
+
+    /// The case, of activations stored as `dtype`.
+    #[must_use]
+    pub fn stored(self, dtype: Dtype) -> Self {
+        Self { dtype, ..self }
+    }
+
+    /// Kernel and variant, and how activations are stored where that is not in 32 bits.
+    pub fn name(&self) -> String {
+        format!("{} {}{}", self.kernel, self.variant, if self.dtype == Dtype::F16 { " f16" } else { "" })
+    }
+
+    /// Why the case cannot be carried out on an adapter, if it cannot.
+    pub fn beyond(&self, caps: &Caps) -> Option<&'static str> {
+        (self.dtype == Dtype::F16 && !caps.f16).then_some("the adapter has no 16-bit floats in shaders")
     }
 
     /// Carries the case out.
@@ -115,18 +133,47 @@ impl<'c> Trial<'c> {
         Ok(view)
     }
 
-    /// A buffer of `elements` elements, filled with NaN.
+    /// A buffer holding `values`, stored as `dtype`: see [`as_stored`] for what is kept of them.
+    ///
+    /// # Errors
+    /// As [`Context::buffer`].
+    pub fn tensor(&mut self, values: &[f32], dtype: Dtype) -> Result<View> {
+        let view = self.empty(values.len(), dtype)?;
+        let buffer = &self.buffers[view.buffer.0 as usize];
+        match dtype {
+            Dtype::F32 => self.ctx.upload(buffer, view.offset, values),
+            Dtype::F16 => {
+                let mut halves: Vec<u16> = values.iter().map(|&v| half::f16::from_f32(v).to_bits()).collect();
+                if halves.len() % 2 == 1 {
+                    // Whole words are written; the rest of the last one belongs to the guard band.
+                    halves.push((SENTINEL >> 16) as u16);
+                }
+                self.ctx.upload(buffer, view.offset, &halves);
+            }
+        }
+        Ok(view)
+    }
+
+    /// A buffer of `elements` 4-byte elements, filled with NaN.
     ///
     /// # Errors
     /// As [`Context::buffer`].
     pub fn output(&mut self, elements: usize) -> Result<View> {
-        let len = elements as u64 * 4;
+        self.empty(elements, Dtype::F32)
+    }
+
+    /// A buffer of `elements` elements stored as `dtype`, filled with NaN.
+    ///
+    /// # Errors
+    /// As [`Context::buffer`].
+    pub fn empty(&mut self, elements: usize, dtype: Dtype) -> Result<View> {
+        let len = elements as u64 * dtype.bytes();
         let buffer = self.ctx.buffer("semgen.trial", GUARD + len.next_multiple_of(GUARD) + GUARD)?;
         let words = usize::try_from(buffer.bytes() / 4).unwrap_or(0);
         self.ctx.upload(&buffer, 0, &vec![SENTINEL; words]);
         self.buffers.push(buffer);
         #[expect(clippy::cast_possible_truncation, reason = "a trial has few buffers")]
-        Ok(View { offset: GUARD, ..View::whole(BufferId(self.buffers.len() as u32 - 1), elements) })
+        Ok(View { offset: GUARD, ..View::typed(BufferId(self.buffers.len() as u32 - 1), elements, dtype) })
     }
 
     /// Records with `record` and runs it; then every guard band must be intact.
@@ -139,18 +186,35 @@ impl<'c> Trial<'c> {
         run_once(self.ctx, &rec, &self.buffers)
     }
 
+    /// The numbers in `view`, however they are stored; guard bands are checked as by [`Trial::read`].
+    ///
+    /// # Errors
+    /// As [`Trial::read`].
+    pub fn values(&self, view: View) -> Result<Vec<f32>> {
+        match view.dtype {
+            Dtype::F32 => self.read(view),
+            Dtype::F16 => Ok(self.read::<u16>(view)?.into_iter().map(|bits| half::f16::from_bits(bits).to_f32()).collect()),
+        }
+    }
+
     /// The content of `view`, after a check of its buffer's guard bands.
     ///
     /// # Errors
     /// [`Error::Gpu`] when the device failed or something wrote outside the view.
     pub fn read<T: bytemuck::Pod>(&self, view: View) -> Result<Vec<T>> {
+        Ok(bytemuck::pod_collect_to_vec(&self.bytes(view)?))
+    }
+
+    fn bytes(&self, view: View) -> Result<Vec<u8>> {
         let buffer = &self.buffers[view.buffer.0 as usize];
-        let words: Vec<u32> = self.ctx.read(buffer, 0, usize::try_from(buffer.bytes() / 4).unwrap_or(0))?;
-        let (first, last) = ((GUARD / 4) as usize, (GUARD / 4) as usize + view.elements());
-        if let Some(i) = (0..first).chain(last..words.len()).find(|&i| words[i] != SENTINEL) {
-            return Err(Error::Gpu(format!("a kernel wrote outside its buffer, {} elements from the start", i as i64 - first as i64)));
+        let bytes: Vec<u8> = self.ctx.read(buffer, 0, usize::try_from(buffer.bytes()).unwrap_or(0))?;
+        let first = GUARD as usize;
+        let last = first + usize::try_from(view.len).unwrap_or(0);
+        let guard = SENTINEL.to_le_bytes();
+        if let Some(i) = (0..first).chain(last..bytes.len()).find(|&i| bytes[i] != guard[i % 4]) {
+            return Err(Error::Gpu(format!("a kernel wrote outside its buffer, {} bytes from the start", i as i64 - first as i64)));
         }
-        Ok(bytemuck::cast_slice(&words[first..last]).to_vec())
+        Ok(bytes[first..last].to_vec())
     }
 }
 
@@ -172,6 +236,26 @@ pub fn numbers(seed: u32, n: usize, scale: f32) -> Vec<f32> {
     let mut rng = Key::new(0xC0FFEE).purpose(Purpose::Check, seed).rng();
     (0..n).map(|_| (rng.unit() * 2.0 - 1.0) * scale).collect()
 }
+
+/// `values` as they are after being stored as `dtype`: references start from what kernels read.
+pub fn as_stored(values: &[f32], dtype: Dtype) -> Vec<f32> {
+    match dtype {
+        Dtype::F32 => values.to_vec(),
+        Dtype::F16 => values.iter().map(|&v| half::f16::from_f32(v).to_f32()).collect(),
+    }
+}
+
+/// The error allowed in a result stored as `dtype` where `arithmetic` is allowed in 32 bits: half a unit in the last
+/// place of a 16-bit float is 2⁻¹¹ of a number, and adapters may round toward zero.
+pub fn allowed(arithmetic: f64, dtype: Dtype) -> f64 {
+    match dtype {
+        Dtype::F32 => arithmetic,
+        Dtype::F16 => arithmetic + 1e-3,
+    }
+}
+
+/// Both ways to store activations.
+pub const DTYPES: [Dtype; 2] = [Dtype::F32, Dtype::F16];
 
 /// Compares with a reference: the largest `|got - want| / (|want| + scale)` must not exceed
 /// `tolerance`, where scale is the reference's root mean square (so that sums that cancel are
@@ -196,6 +280,23 @@ pub fn compare(got: &[f32], want: &[f64], tolerance: f64) -> Result<Outcome> {
         format!("element {} is {}, expected {} (error {:.2e}, allowed {tolerance:.0e})", worst.1, got[worst.1], want[worst.1], worst.0)
     });
     Ok(Outcome { error: worst.0, tolerance, failure })
+}
+
+/// The first comparison that failed, or else the one closest to failing.
+///
+/// # Errors
+/// Never; the type fits the end of a case.
+pub(super) fn worst(outcomes: impl IntoIterator<Item = (&'static str, Outcome)>) -> Result<Outcome> {
+    let mut out = Outcome { error: 0.0, tolerance: f64::MIN_POSITIVE, failure: None };
+    for (name, o) in outcomes {
+        if let Some(f) = o.failure {
+            return Ok(Outcome { failure: Some(format!("{name}: {f}")), ..o });
+        }
+        if o.error / o.tolerance >= out.error / out.tolerance {
+            out = o;
+        }
+    }
+    Ok(out)
 }
 
 #[cfg(test)]
