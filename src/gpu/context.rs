@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use super::program::Pipeline;
-use super::{Caps, Kind, trusted};
+use super::{Caps, Choices, Kind, trusted};
 use crate::error::{Error, Result};
 
 /// How to get an adapter on a machine that has none.
@@ -53,6 +53,7 @@ pub struct Context {
     pub(super) queue: wgpu::Queue,
     pub(super) pipelines: Mutex<HashMap<(Arc<str>, &'static str), Arc<Pipeline>>>,
     pub(super) checked: bool,
+    choices: RwLock<Choices>,
     failure: Arc<Mutex<Option<String>>>,
     allocated: Arc<AtomicU64>,
     peak: AtomicU64,
@@ -213,12 +214,32 @@ impl Context {
                 note(&f, format!("{name}: the device was lost ({text}); update the driver or use a smaller train.batch_size, then continue with --resume"));
             }
         });
-        Ok(Self { caps, device, queue, pipelines: Mutex::default(), checked, failure, allocated: Arc::default(), peak: AtomicU64::new(0) })
+        Ok(Self {
+            caps,
+            device,
+            queue,
+            pipelines: Mutex::default(),
+            checked,
+            choices: RwLock::default(),
+            failure,
+            allocated: Arc::default(),
+            peak: AtomicU64::new(0),
+        })
     }
 
     /// What the adapter can do.
     pub fn caps(&self) -> &Caps {
         &self.caps
+    }
+
+    /// The variants that plans for this device use; kernels' defaults until [`Context::choose`] says otherwise.
+    pub fn choices(&self) -> Choices {
+        self.choices.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Lets plans for this device use `choices` from now on.
+    pub fn choose(&self, choices: Choices) {
+        *self.choices.write().unwrap_or_else(PoisonError::into_inner) = choices;
     }
 
     /// Bytes of device memory in use through [`Context::buffer`] now, and the most so far.

@@ -69,6 +69,12 @@ fn file(name: &str) -> &'static str {
     }
 }
 
+/// Hash of the texts of the kernels whose variants are chosen by measurement, as they are made for an adapter.
+pub fn fingerprint(_caps: &crate::gpu::Caps) -> String {
+    let texts: Vec<&str> = ["conv3d", "conv3d_pack", "conv3d_sum", "conv3d_tile", "conv3d_tile_weight"].map(file).into();
+    crate::files::sha256_hex(texts.concat().as_bytes())[..16].to_owned()
+}
+
 /// A constant that a shader expects to be defined before its text.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Const {

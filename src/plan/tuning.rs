@@ -111,23 +111,6 @@ pub struct Imported {
     pub stale: usize,
 }
 
-/// The folder for what can be made again: `SEMGEN_CACHE`, else `semgen` in the system's cache folder of the user.
-///
-/// # Errors
-/// [`Error::Usage`] when the environment names no home.
-pub fn cache_dir() -> Result<PathBuf> {
-    let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    let home = || var("HOME").or_else(|| var("USERPROFILE"));
-    let system = match std::env::consts::OS {
-        "macos" => home().map(|h| h.join("Library/Caches")),
-        "windows" => var("LOCALAPPDATA").or_else(|| home().map(|h| h.join("AppData/Local"))),
-        _ => var("XDG_CACHE_HOME").filter(|p| p.is_absolute()).or_else(|| home().map(|h| h.join(".cache"))),
-    };
-    var("SEMGEN_CACHE")
-        .or_else(|| system.map(|s| s.join("semgen")))
-        .ok_or_else(|| Error::Usage("no folder for caches is known; set SEMGEN_CACHE to one".into()))
-}
-
 /// File name of the table of `adapter`.
 fn file_name(adapter: &Adapter) -> String {
     let slug: String = adapter.name.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' }).collect();
@@ -202,7 +185,10 @@ impl Tuning {
         if other.adapter != self.table.adapter && !force {
             return Err(Error::input(
                 path,
-                format!("was measured on {}, this is {}; measure with `semgen tune run`, or take it with --force", other.adapter, self.table.adapter),
+                format!(
+                    "was measured on {}, this is {}; measure with `semgen tune run`, or take it with --force",
+                    other.adapter, self.table.adapter
+                ),
             ));
         }
         let mut found = Imported { forced: other.forced.len(), ..Imported::default() };
@@ -308,9 +294,9 @@ pub fn choices_for(caps: &Caps) -> Choices {
     if let Some((_, choices)) = read.iter().find(|(a, _)| *a == adapter) {
         return choices.clone();
     }
-    let loaded = cache_dir().and_then(|dir| Tuning::load(&dir, caps, &crate::kernels::fingerprint(caps)));
+    let loaded = files::cache_dir().map(|dir| Tuning::load(&dir, caps, &crate::kernels::fingerprint(caps))).transpose();
     let choices = match loaded {
-        Ok(tuning) => tuning.choices(),
+        Ok(tuning) => tuning.map_or_else(Choices::default, |t| t.choices()),
         Err(e) => {
             tracing::warn!("kernels are used with their defaults: {e}");
             Choices::default()
@@ -336,8 +322,8 @@ pub fn write_choices(path: &Path, choices: &Choices) -> Result<()> {
 /// [`Error::Input`] for anything else.
 pub fn read_choices(path: &Path) -> Result<Choices> {
     let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
-    let map = serde_json::from_slice(&bytes)
-        .map_err(|e| Error::input(path, format!("is no list of kernel variants ({e}); start a new run")))?;
+    let map =
+        serde_json::from_slice(&bytes).map_err(|e| Error::input(path, format!("is no list of kernel variants ({e}); start a new run")))?;
     Ok(Choices::new(map))
 }
 
@@ -346,7 +332,8 @@ mod tests {
     use super::*;
 
     fn entry(chosen: &str, kernels: &str) -> Entry {
-        let candidate = |variant: &str, seconds| Candidate { variant: variant.into(), seconds: Some(seconds), error: Some(1e-7), refused: None };
+        let candidate =
+            |variant: &str, seconds| Candidate { variant: variant.into(), seconds: Some(seconds), error: Some(1e-7), refused: None };
         Entry {
             chosen: chosen.into(),
             default: "plain".into(),

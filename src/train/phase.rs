@@ -20,7 +20,7 @@ use crate::gpu::{Buffer, Context};
 use crate::interop::tensors::File;
 use crate::kernels::optimiser::Hyper;
 use crate::model::{Mode, Spec};
-use crate::plan::{Plan, Session, Store};
+use crate::plan::{Options, Plan, Session, Store};
 use crate::rng::Key;
 use crate::transform::{Augment, Draws};
 
@@ -193,7 +193,7 @@ impl Phase<'_> {
     fn rig(&self, mode: Mode, store: &Store) -> Result<Rig> {
         let (ctx, config) = (self.ctx, self.config);
         let graph = self.objective.graph(&self.spec, self.batch, self.size, mode)?;
-        let session = Session::new(ctx, Plan::new(&graph, ctx.caps())?, store)?;
+        let session = Session::new(ctx, Plan::with(&graph, ctx.caps(), &Options::of(ctx))?, store)?;
         let (mut augment, mut stand_in) = (None, None);
         if self.feed == Feed::Distorted {
             let input = session.input("input")?;
@@ -444,7 +444,7 @@ impl Phase<'_> {
     fn first_non_finite(&self, store: &Store, failed: &Session) -> Result<String> {
         let ctx = self.ctx;
         let graph = self.objective.graph(&self.spec, self.batch, self.size, Mode::Train)?;
-        let trace = Session::new(ctx, Plan::unshared(&graph, ctx.caps())?, store)?;
+        let trace = Session::new(ctx, Plan::with(&graph, ctx.caps(), &Options { share: false, ..Options::of(ctx) })?, store)?;
         for (name, value) in graph.inputs() {
             let data: Vec<u32> = ctx.read(failed.input(name)?, 0, graph.shape(*value).len())?;
             ctx.upload(trace.input(name)?, 0, &data);
