@@ -275,6 +275,11 @@ impl Context {
         self.queue.write_buffer(&buffer.raw, offset, bytemuck::cast_slice(data));
     }
 
+    /// Hands staged uploads to the device now, so that their staging memory can be used again soon.
+    pub fn flush(&self) {
+        self.queue.submit([]);
+    }
+
     /// Sets `bytes` bytes from `offset` to zero.
     pub fn clear(&self, buffer: &Buffer, offset: u64, bytes: u64) {
         let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());

@@ -10,6 +10,7 @@ mod context;
 mod dispatch;
 mod program;
 mod shader;
+mod timing;
 mod translate;
 mod trusted;
 
@@ -18,5 +19,6 @@ pub use context::{AdapterReport, Buffer, Context, adapters};
 pub use dispatch::{BufferId, Choices, Dispatch, Dtype, Recorder, Scalar, View};
 pub use program::{Program, run_once};
 pub use shader::{Reflection, reflect};
+pub use timing::Timing;
 pub use translate::{Fault, Target, inspect};
 pub use trusted::without_display;

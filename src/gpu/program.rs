@@ -1,8 +1,9 @@
 //! A list of dispatches made ready once and replayed.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError};
 
 use super::shader::{ParamsLayout, reflect};
+use super::timing::Stopwatch;
 use super::{Buffer, BufferId, Context, Dispatch, Kind, Recorder, trusted};
 use crate::error::{Error, Result};
 
@@ -18,18 +19,30 @@ pub(super) struct Pipeline {
     params: Option<ParamsLayout>,
 }
 
-struct Step {
+pub(super) struct Step {
     pipeline: Arc<Pipeline>,
     group: wgpu::BindGroup,
     groups: [u32; 3],
-    flops: u64,
+    pub(super) flops: u64,
+}
+
+impl Step {
+    pub(super) fn encode(&self, pass: &mut wgpu::ComputePass<'_>) {
+        pass.set_pipeline(&self.pipeline.raw);
+        pass.set_bind_group(0, &self.group, &[]);
+        let [x, y, z] = self.groups;
+        pass.dispatch_workgroups(x, y, z);
+    }
 }
 
 /// Dispatches with their pipelines, bind groups and parameters: replaying allocates nothing.
 pub struct Program {
-    steps: Vec<Step>,
+    pub(super) steps: Vec<Step>,
     /// Work per submission, so that waiting stays responsive and no queue grows without bound.
-    flops_per_submit: u64,
+    pub(super) flops_per_submit: u64,
+    /// Timestamps of a whole run and of each dispatch, made when first asked for; none where the adapter has none.
+    pub(super) span: OnceLock<Option<Stopwatch>>,
+    pub(super) each: OnceLock<Option<Stopwatch>>,
 }
 
 impl std::fmt::Debug for Program {
@@ -174,7 +187,7 @@ impl Program {
             Kind::Discrete => 4_000_000_000_000,
             Kind::Integrated | Kind::Other => 200_000_000_000,
         };
-        Ok(Self { steps, flops_per_submit })
+        Ok(Self { steps, flops_per_submit, span: OnceLock::new(), each: OnceLock::new() })
     }
 
     /// Submits every dispatch in order; returns without waiting.
@@ -194,10 +207,7 @@ impl Program {
             {
                 let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
                 for step in &self.steps[first..last] {
-                    pass.set_pipeline(&step.pipeline.raw);
-                    pass.set_bind_group(0, &step.group, &[]);
-                    let [x, y, z] = step.groups;
-                    pass.dispatch_workgroups(x, y, z);
+                    step.encode(&mut pass);
                 }
             }
             ctx.queue.submit([encoder.finish()]);
