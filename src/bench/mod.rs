@@ -5,8 +5,11 @@
 //! until the noise is small, [`peak`] knows the adapter's roof, [`result`] is the document that everything is written to.
 
 pub mod conv;
+pub mod loader;
 pub mod measure;
 pub mod op;
 pub mod peak;
 pub mod pick;
 pub mod result;
+pub mod step;
+pub mod wgsl;

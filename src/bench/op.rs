@@ -245,6 +245,7 @@ impl Problem {
             check: None,
             skipped: None,
             flags: Vec::new(),
+            extra: std::collections::BTreeMap::new(),
         }
     }
 }

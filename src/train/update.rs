@@ -71,6 +71,11 @@ impl Update {
         self.measure.run(ctx)
     }
 
+    /// What [`Update::measure`] and [`Update::apply`] replay.
+    pub fn programs(&self) -> [&Program; 2] {
+        [&self.measure, &self.apply]
+    }
+
     /// The buffer that [`Update::measure`] fills, one f32.
     pub fn norm(&self) -> &Buffer {
         &self.norm

@@ -1,0 +1,138 @@
+//! `semgen bench step`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::super::args::{Common, triple};
+use super::super::text;
+use super::{finish, micro, seconds};
+use crate::bench::measure::Rules;
+use crate::bench::peak::Roof;
+use crate::bench::result::{Document, Environment, Row};
+use crate::bench::step::{self, Model, Report, Setup};
+use crate::config::{Config, Preset};
+use crate::error::{Error, Result};
+
+/// Options of `bench step`.
+#[derive(Debug, clap::Args)]
+pub(in crate::cli) struct Args {
+    /// Network: ynet, unet, classifier, autoencoder
+    #[arg(long, value_name = "NAME", default_value = "ynet")]
+    model: String,
+    /// Cubes in a step
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    batch: usize,
+    /// Size of a cube
+    #[arg(long, value_name = "X,Y,Z", default_value = "64,64,32", value_parser = triple::<usize>)]
+    cube: [usize; 3],
+    /// Channels of the first convolution
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    base: usize,
+    /// Classes
+    #[arg(long, value_name = "N", default_value_t = 44)]
+    classes: usize,
+    /// List every operation of the network with its time on the device
+    #[arg(long)]
+    layers: bool,
+    /// Most time for the whole step's repetitions
+    #[arg(long, value_name = "TIME", default_value = "20s", value_parser = seconds)]
+    limit: Duration,
+    /// Write the measurements to a file
+    #[arg(long = "json-file", value_name = "FILE.json")]
+    json_file: Option<PathBuf>,
+}
+
+impl Args {
+    pub(super) fn setup(&self) -> Result<Setup> {
+        if self.batch == 0 || self.base == 0 || self.classes < 2 || self.cube.iter().any(|&s| s == 0 || s % 8 != 0) {
+            return Err(Error::Usage(format!(
+                "a step of --batch {}, --base {}, --classes {} and --cube {:?} is not possible; cubes are multiples of 8, classes at least 2",
+                self.batch, self.base, self.classes, self.cube
+            )));
+        }
+        Ok(Setup {
+            model: Model::parse(&self.model)?,
+            batch: self.batch,
+            cube: self.cube,
+            base: self.base,
+            classes: self.classes,
+            preset: Preset::Paper,
+        })
+    }
+}
+
+pub(super) fn run(common: &Common, a: &Args) -> Result<()> {
+    let setup = a.setup()?;
+    let ctx = common.context()?;
+    ctx.choose(crate::plan::tuning::choices_for(ctx.caps()));
+    let roof = Roof::kept(ctx.caps());
+    let report = step::measure(&ctx, &setup, &Rules { least: 3, ..Rules::within(a.limit) }, roof.as_ref(), a.layers)?;
+    let mut document = Document::new(Environment::here(ctx.caps()), roof);
+    document.rows = report.rows().cloned().collect();
+    finish(common, &document, a.json_file.as_deref(), || {
+        text::say(format_args!(
+            "{} base {}, {} cubes of {} on {}",
+            a.model,
+            a.base,
+            a.batch,
+            text::by(&a.cube),
+            ctx.caps().name
+        ));
+        lines(&report).iter().for_each(text::say);
+        if a.layers && !report.layers.is_empty() {
+            text::say(layers(&report));
+        }
+    })
+}
+
+/// The step and its parts.
+pub(super) fn lines(report: &Report) -> Vec<String> {
+    let cell = |s: Option<f64>| s.map_or("-".to_owned(), micro);
+    let row = |r: &Row| {
+        vec![
+            r.pass.clone(),
+            cell(r.device_s.map(|s| s.median)),
+            cell(r.wall_s.map(|s| s.median)),
+            r.gflop_s.map_or("-".into(), |g| format!("{g:.1}")),
+            r.roof_percent.map_or("-".into(), |p| format!("{p:.0} %")),
+        ]
+    };
+    let rows: Vec<Vec<String>> = report.parts.iter().map(row).chain([row(&report.whole)]).collect();
+    let mut out = vec![text::table(&["part", "device", "wall", "GFLOP/s", "roof"], &rows)];
+    let extra = |name: &str| report.whole.extra.get(name).copied();
+    let mut facts = Vec::new();
+    if let Some(s) = extra("samples_per_s") {
+        facts.push(format!("{s:.3} cubes/s"));
+    }
+    if let Some(idle) = extra("idle_share") {
+        facts.push(format!("the device is idle {:.1} % of the step", 100.0 * idle));
+    }
+    if let (Some(p), Some(m)) = (extra("planned_bytes"), extra("allocated_bytes")) {
+        facts.push(format!("memory planned {}, allocated {}", text::bytes(p as u64), text::bytes(m as u64)));
+    }
+    out.push(facts.join("; "));
+    out
+}
+
+/// Every operation with its share of the network's time.
+fn layers(report: &Report) -> String {
+    let of = |r: &Row| r.device_s.map_or(0.0, |s| s.median);
+    let total: f64 = report.layers.iter().map(of).sum();
+    let rows: Vec<Vec<String>> = report
+        .layers
+        .iter()
+        .map(|r| {
+            vec![
+                r.layer.clone(),
+                r.op.clone(),
+                r.shape.clone(),
+                micro(of(r)),
+                format!("{:.1} %", 100.0 * of(r) / total.max(1e-12)),
+                r.gflop_s.map_or("-".into(), |g| format!("{g:.1}")),
+                r.gb_s.map_or("-".into(), |g| format!("{g:.1}")),
+                r.roof_s.map_or("-".into(), micro),
+            ]
+        })
+        .collect();
+    text::table(&["layer", "operation", "result", "time", "share", "GFLOP/s", "GB/s", "at roof"], &rows)
+}
