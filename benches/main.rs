@@ -10,7 +10,7 @@ use semantic_genesis::data::resize::resize;
 use semantic_genesis::error::Result;
 use semantic_genesis::gpu::{Buffer, BufferId, Context, Program, Recorder, View};
 use semantic_genesis::kernels::check::numbers;
-use semantic_genesis::kernels::conv3d::{self, Geom};
+use semantic_genesis::kernels::conv3d::{self, Geom, Input, Output};
 
 /// What decides the loader's speed: cutting and resizing cubes.
 fn host(c: &mut Criterion) {
@@ -58,9 +58,9 @@ fn kernels(c: &mut Criterion) {
         group.throughput(Throughput::Elements(g.flops_per_sample(ci)));
         let shape = format!("{ci}to{co} at {side}^3");
         let passes: [(&str, Box<dyn Fn(&mut Recorder<'_>, [View; 3]) -> Result<()>>); 3] = [
-            ("forward", Box::new(move |r, [x, w, y]| conv3d::forward(r, &g, &[(g.whole(), x)], w, None, y))),
+            ("forward", Box::new(move |r, [x, w, y]| conv3d::forward(r, &g, &[Input::plain(g.whole(), x)], w, &Output::plain(y)))),
             ("input_grad", Box::new(move |r, [x, w, y]| conv3d::backward_input(r, &g, g.whole(), y, w, None, x))),
-            ("weight_grad", Box::new(move |r, [x, w, y]| conv3d::backward_weight(r, &g, g.whole(), x, y, w))),
+            ("weight_grad", Box::new(move |r, [x, w, y]| conv3d::backward_weight(r, &g, Input::plain(g.whole(), x), y, w))),
         ];
         for (pass, record) in passes {
             let (program, _buffers) = program(&ctx, &g, record).expect("the kernels run on this adapter");

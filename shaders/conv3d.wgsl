@@ -1,6 +1,7 @@
 // 3D convolution, the plain variant: any kernel, stride, padding and channel count; one output element an
 // invocation. One source of a concatenation at a time: its channels are [c0, c0 + ci) of the weight's ci_total.
 // uses: grid
+// expects: Input, Gradient, Output (f32 or f16, as stored); load(i, c): element i of the input, of channel c, normalised where asked for
 struct Params {
     batch: u32, d: u32, h: u32, w: u32, od: u32, oh: u32, ow: u32,
     ci: u32, co: u32, c0: u32, ci_total: u32,
@@ -8,12 +9,15 @@ struct Params {
     bias: u32, accumulate: u32, splits: u32,
 }
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> input: array<f32>;         // [N, D, H, W, ci]
+@group(0) @binding(1) var<storage, read> input: array<Input>;       // [N, D, H, W, ci]
 @group(0) @binding(2) var<storage, read> weight: array<f32>;        // [kd, kh, kw, co, ci_total]
 @group(0) @binding(3) var<storage, read> bias: array<f32>;          // [co]
-@group(0) @binding(4) var<storage, read> d_output: array<f32>;      // [N, OD, OH, OW, co]
-@group(0) @binding(5) var<storage, read_write> output: array<f32>;  // forward: [N, OD, OH, OW, co]; backward_input: [N, D, H, W, ci];
-                                                                    // backward_weight: [splits, kd, kh, kw, co, ci]
+@group(0) @binding(4) var<storage, read> d_output: array<Gradient>; // [N, OD, OH, OW, co]
+@group(0) @binding(5) var<storage, read> norm: array<f32>;          // [3, ci] mean, factor, shift
+@group(0) @binding(6) var<storage, read_write> output: array<Output>;   // forward: [N, OD, OH, OW, co]; backward_input: [N, D, H, W, ci];
+                                                                        // backward_weight: [splits, kd, kh, kw, co, ci]
+
+//@load
 
 @compute @workgroup_size(64)
 fn forward(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) t: u32) {
@@ -36,13 +40,13 @@ fn forward(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count:
                     if w >= p.w { continue; }
                     let x = (((n * p.d + d) * p.h + h) * p.w + w) * p.ci;
                     let k = (((kd * p.kh + kh) * p.kw + kw) * p.co + o) * p.ci_total + p.c0;
-                    for (var c = 0u; c < p.ci; c++) { sum += input[x + c] * weight[k + c]; }
+                    for (var c = 0u; c < p.ci; c++) { sum += load(x + c, c) * weight[k + c]; }
                 }
             }
         }
         if p.bias != 0u { sum += bias[o]; }
-        if p.accumulate != 0u { sum += output[id]; }
-        output[id] = sum;
+        if p.accumulate != 0u { sum += f32(output[id]); }
+        output[id] = Output(sum);
     }
 }
 
@@ -67,12 +71,12 @@ fn backward_input(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups)
                     if fw >= p.ow * p.sw || fw % p.sw != 0u { continue; }
                     let y = (((n * p.od + fd / p.sd) * p.oh + fh / p.sh) * p.ow + fw / p.sw) * p.co;
                     let k = ((kd * p.kh + kh) * p.kw + kw) * p.co * p.ci_total + p.c0 + c;
-                    for (var o = 0u; o < p.co; o++) { sum += d_output[y + o] * weight[k + o * p.ci_total]; }
+                    for (var o = 0u; o < p.co; o++) { sum += f32(d_output[y + o]) * weight[k + o * p.ci_total]; }
                 }
             }
         }
         if p.bias != 0u { sum += bias[c]; }
-        output[id] = sum;
+        output[id] = Output(sum);
     }
 }
 
@@ -97,9 +101,9 @@ fn backward_weight(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups
             for (var ow = 0u; ow < p.ow; ow++) {
                 let w = ow * p.sw + kw - p.pw;
                 if w >= p.w { continue; }
-                sum += input[(x + w) * p.ci + c] * d_output[(row * p.ow + ow) * p.co + o];
+                sum += load((x + w) * p.ci + c, c) * f32(d_output[(row * p.ow + ow) * p.co + o]);
             }
         }
-        output[id] = sum;
+        output[id] = Output(sum);
     }
 }

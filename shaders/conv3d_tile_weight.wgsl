@@ -1,12 +1,13 @@
 // 3D convolution, weight gradient, register tile: an invocation owns one (kd, kh), one Elem of input channels, all kw and
 // WIDE output channels, and walks its split's run of output rows; conv3d_sum.wgsl adds the splits in a fixed order.
 // uses: grid
-// expects: Elem (vec4<f32> or f32), LANES, D, H, W, OD, OH, OW, WB, CIN, CO4, KD, KH, SD, SH, SW, PD, PH, PW, BLOCKS
+// expects: Elem (vec4<f32> or f32), Read (Elem as stored), Gradient (vec4<f32> as stored), LANES, D, H, W, OD, OH, OW, WB, CIN, CO4, KD, KH, SD, SH, SW, PD, PH, PW, BLOCKS
 struct Params { samples: u32, splits: u32, first: u32, last: u32 }   // workgroups [first, last) of the whole grid
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> input: array<Elem>;                // [N, D, H, W, CIN]
-@group(0) @binding(2) var<storage, read> d_output: array<vec4<f32>>;        // [N, OD, OH, OW, CO4]
-@group(0) @binding(3) var<storage, read_write> part: array<Elem>;           // [splits, KD, KH, KW, 4·CO4, CIN]
+@group(0) @binding(1) var<storage, read> input: array<Read>;                // [N, D, H, W, CIN]
+@group(0) @binding(2) var<storage, read> d_output: array<Gradient>;         // [N, OD, OH, OW, CO4]
+@group(0) @binding(3) var<storage, read> norm: array<Elem>;                 // [3, CIN] mean, factor, shift
+@group(0) @binding(4) var<storage, read_write> part: array<Elem>;           // [splits, KD, KH, KW, 4·CO4, CIN]
 
 @compute @workgroup_size(LANES)
 //@signature

@@ -5,7 +5,7 @@
 //! bands whose content must survive.
 
 use crate::error::{Error, Result};
-use crate::gpu::{Buffer, BufferId, Caps, Context, Recorder, View, run_once};
+use crate::gpu::{Buffer, BufferId, Caps, Context, Dtype, Recorder, View, run_once};
 use crate::rng::{Key, Purpose};
 
 /// Result of one comparison.
@@ -115,18 +115,43 @@ impl<'c> Trial<'c> {
         Ok(view)
     }
 
-    /// A buffer of `elements` elements, filled with NaN.
+    /// A buffer holding `values`, stored as `dtype`: see [`as_stored`] for what is kept of them.
+    ///
+    /// # Errors
+    /// As [`Context::buffer`].
+    pub fn tensor(&mut self, values: &[f32], dtype: Dtype) -> Result<View> {
+        let view = self.empty(values.len(), dtype)?;
+        let buffer = &self.buffers[view.buffer.0 as usize];
+        match dtype {
+            Dtype::F32 => self.ctx.upload(buffer, view.offset, values),
+            Dtype::F16 => {
+                let halves: Vec<u16> = values.iter().map(|&v| half::f16::from_f32(v).to_bits()).collect();
+                self.ctx.upload(buffer, view.offset, &halves);
+            }
+        }
+        Ok(view)
+    }
+
+    /// A buffer of `elements` 4-byte elements, filled with NaN.
     ///
     /// # Errors
     /// As [`Context::buffer`].
     pub fn output(&mut self, elements: usize) -> Result<View> {
-        let len = elements as u64 * 4;
+        self.empty(elements, Dtype::F32)
+    }
+
+    /// A buffer of `elements` elements stored as `dtype`, filled with NaN; elements of two bytes come in pairs.
+    ///
+    /// # Errors
+    /// As [`Context::buffer`].
+    pub fn empty(&mut self, elements: usize, dtype: Dtype) -> Result<View> {
+        let len = elements as u64 * dtype.bytes();
         let buffer = self.ctx.buffer("semgen.trial", GUARD + len.next_multiple_of(GUARD) + GUARD)?;
         let words = usize::try_from(buffer.bytes() / 4).unwrap_or(0);
         self.ctx.upload(&buffer, 0, &vec![SENTINEL; words]);
         self.buffers.push(buffer);
         #[expect(clippy::cast_possible_truncation, reason = "a trial has few buffers")]
-        Ok(View { offset: GUARD, ..View::whole(BufferId(self.buffers.len() as u32 - 1), elements) })
+        Ok(View { offset: GUARD, ..View::typed(BufferId(self.buffers.len() as u32 - 1), elements, dtype) })
     }
 
     /// Records with `record` and runs it; then every guard band must be intact.
@@ -139,6 +164,17 @@ impl<'c> Trial<'c> {
         run_once(self.ctx, &rec, &self.buffers)
     }
 
+    /// The numbers in `view`, however they are stored; guard bands are checked as by [`Trial::read`].
+    ///
+    /// # Errors
+    /// As [`Trial::read`].
+    pub fn values(&self, view: View) -> Result<Vec<f32>> {
+        match view.dtype {
+            Dtype::F32 => self.read(view),
+            Dtype::F16 => Ok(self.read::<u16>(view)?.into_iter().map(|bits| half::f16::from_bits(bits).to_f32()).collect()),
+        }
+    }
+
     /// The content of `view`, after a check of its buffer's guard bands.
     ///
     /// # Errors
@@ -146,7 +182,8 @@ impl<'c> Trial<'c> {
     pub fn read<T: bytemuck::Pod>(&self, view: View) -> Result<Vec<T>> {
         let buffer = &self.buffers[view.buffer.0 as usize];
         let words: Vec<u32> = self.ctx.read(buffer, 0, usize::try_from(buffer.bytes() / 4).unwrap_or(0))?;
-        let (first, last) = ((GUARD / 4) as usize, (GUARD / 4) as usize + view.elements());
+        let first = (GUARD / 4) as usize;
+        let last = first + usize::try_from(view.len / 4).unwrap_or(usize::MAX);
         if let Some(i) = (0..first).chain(last..words.len()).find(|&i| words[i] != SENTINEL) {
             return Err(Error::Gpu(format!("a kernel wrote outside its buffer, {} elements from the start", i as i64 - first as i64)));
         }
@@ -165,6 +202,14 @@ pub fn with_bindings(rec: &mut Recorder<'_>, bytes: u64, record: impl FnOnce(&mu
     rec.dispatches.append(&mut small.dispatches);
     rec.scratch.append(&mut small.scratch);
     Ok(())
+}
+
+/// `values` as they are after being stored as `dtype`.
+pub fn as_stored(values: &[f32], dtype: Dtype) -> Vec<f32> {
+    match dtype {
+        Dtype::F32 => values.to_vec(),
+        Dtype::F16 => values.iter().map(|&v| half::f16::from_f32(v).to_f32()).collect(),
+    }
 }
 
 /// `n` reproducible numbers in `(-scale, scale)`, none of them special.

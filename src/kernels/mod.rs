@@ -42,6 +42,7 @@ fn file(name: &str) -> &'static str {
         "clip" => "clip.wgsl",
         "conv3d" => "conv3d.wgsl",
         "conv3d_pack" => "conv3d_pack.wgsl",
+        "conv3d_statistics" => "conv3d_statistics.wgsl",
         "conv3d_sum" => "conv3d_sum.wgsl",
         "conv3d_tile" => "conv3d_tile.wgsl",
         "conv3d_tile_weight" => "conv3d_tile_weight.wgsl",
@@ -88,11 +89,14 @@ pub enum Const {
 
 /// The complete text of kernel `name`: the constants of `header`, the common pieces named on
 /// the file's `// uses:` line, and the file itself with each `//@<marker>` line replaced by its
-/// generated block.
+/// generated block. 16-bit floats are enabled where a type of the header needs them.
 pub fn specialise(name: &str, header: &[(&str, Const)], blocks: &[(&str, &str)]) -> Arc<str> {
     use std::fmt::Write;
     let body = file(name);
     let mut out = String::with_capacity(body.len() + 2048);
+    if header.iter().any(|(_, c)| matches!(c, Const::Type(t) if t.contains("f16"))) {
+        out.push_str("enable f16;\n");
+    }
     for (name, value) in header {
         let _ = match value {
             Const::U32(v) => writeln!(out, "const {name}: u32 = {v}u;"),
@@ -120,14 +124,10 @@ pub fn specialise(name: &str, header: &[(&str, Const)], blocks: &[(&str, &str)])
     out.into()
 }
 
-/// Splits a batch so that each part's largest tensor (of `sample` elements a sample) fits a binding,
-/// and each part's work (of `flops` a sample) stays below the adapter's bound for one dispatch.
-///
-/// Returns `(first sample, samples)` pairs; offsets of all parts are aligned for binding when
-/// `elements` lists the elements per sample of every tensor that is sliced.
+/// Splits a batch of tensors of 4-byte elements, `elements` a sample each: see [`sample_parts`].
 ///
 /// # Errors
-/// [`crate::error::Error::ExceedsLimit`] when not even one sample fits.
+/// As [`sample_parts`].
 pub fn batch_parts(
     caps: &crate::gpu::Caps,
     op: &'static str,
@@ -135,8 +135,26 @@ pub fn batch_parts(
     elements: &[usize],
     flops: u64,
 ) -> crate::error::Result<Vec<(usize, usize)>> {
+    let bytes: Vec<u64> = elements.iter().map(|&e| e as u64 * 4).collect();
+    sample_parts(caps, op, batch, &bytes, flops)
+}
+
+/// Splits a batch so that each part's largest tensor fits a binding, and each part's work (of `flops` a sample) stays
+/// below the adapter's bound for one dispatch. `bytes` lists the bytes per sample of every tensor that is sliced.
+///
+/// Returns `(first sample, samples)` pairs; every part begins at an offset at which each of the tensors can be bound.
+///
+/// # Errors
+/// [`crate::error::Error::ExceedsLimit`] when not even one sample, or as few as can begin at such an offset, fit.
+pub fn sample_parts(
+    caps: &crate::gpu::Caps,
+    op: &'static str,
+    batch: usize,
+    bytes: &[u64],
+    flops: u64,
+) -> crate::error::Result<Vec<(usize, usize)>> {
     use crate::error::Error;
-    let largest = elements.iter().copied().max().unwrap_or(1).max(1) as u64 * 4;
+    let largest = bytes.iter().copied().max().unwrap_or(1).max(1);
     let by_binding = caps.max_binding / largest;
     if by_binding == 0 {
         return Err(Error::ExceedsLimit {
@@ -152,10 +170,11 @@ pub fn batch_parts(
     if most >= batch {
         return Ok(vec![(0, batch)]);
     }
-    // Every part but the last starts and ends at an offset that every sliced tensor can be bound at.
-    let unit = (1..=64usize).find(|u| elements.iter().all(|e| ((e * u) as u64 * 4).is_multiple_of(caps.storage_align))).unwrap_or(64);
+    // Alignments are powers of two, and so is the least number of samples that keeps them all.
+    let shift = bytes.iter().filter(|&&b| b > 0).map(|b| b.trailing_zeros()).min().unwrap_or(0);
+    let unit = usize::try_from(caps.storage_align.max(1).next_power_of_two() >> shift).unwrap_or(1).max(1);
     let step = (most / unit * unit).max(unit);
-    if step > by_binding {
+    if step.min(batch) > by_binding {
         return Err(Error::ExceedsLimit {
             what: format!("{unit} samples of {op}, the fewest that can be bound together,"),
             need: format!("{:.1} MiB", unit as f64 * largest as f64 / 1_048_576.0),
@@ -192,7 +211,7 @@ pub(crate) fn vector(quadruples: bool) -> ((&'static str, Const), (&'static str,
 
 #[cfg(test)]
 mod tests {
-    use super::flat_parts;
+    use super::{Const, flat_parts, sample_parts, specialise};
     use crate::gpu::Caps;
 
     #[test]
@@ -208,5 +227,34 @@ mod tests {
             }
             assert_eq!(next, n);
         }
+    }
+
+    #[test]
+    fn parts_of_a_batch_begin_where_every_tensor_can_be_bound() {
+        let caps = Caps { max_binding: 40_000, ..Caps::minimal() };
+        for bytes in [&[1024, 512][..], &[96, 6], &[3000, 2], &[20_480, 256], &[64]] {
+            let Ok(parts) = sample_parts(&caps, "test", 1000, bytes, 1) else {
+                assert_eq!(bytes, [3000, 2], "two bytes a sample need 128 samples at once");
+                continue;
+            };
+            let mut next = 0;
+            for &(first, n) in &parts {
+                assert_eq!(first, next);
+                assert!(n > 0 && bytes.iter().all(|b| first as u64 * b % 256 == 0 && n as u64 * b <= 40_000), "{bytes:?}: {parts:?}");
+                next += n;
+            }
+            assert_eq!(next, 1000);
+        }
+        for (batch, bytes) in [(2, 40_001), (3, 20_002)] {
+            assert!(sample_parts(&caps, "test", batch, &[bytes], 1).is_err(), "{bytes}");
+        }
+    }
+
+    #[test]
+    fn halves_are_enabled_where_a_type_needs_them() {
+        let types = |t| [("Input", Const::Type(t)), ("Gradient", Const::Type("f32")), ("Output", Const::Type("f32"))];
+        let load = [("load", "fn load(i: u32, c: u32) -> f32 { return f32(input[i]); }")];
+        assert!(specialise("conv3d", &types("f16"), &load).starts_with("enable f16;"));
+        assert!(!specialise("conv3d", &types("f32"), &load).contains("enable"));
     }
 }

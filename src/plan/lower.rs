@@ -4,6 +4,7 @@ use super::ids;
 use crate::error::Result;
 use crate::gpu::{BufferId, Recorder, View};
 use crate::graph::{Graph, Home, Node, Op, Upsampling, ValueId};
+use crate::kernels::conv3d::{Input, Output};
 use crate::kernels::{activation, batch_norm, conv3d, elementwise, loss, pool, prelu, reduce, upsample};
 
 /// Where a value lies.
@@ -28,13 +29,13 @@ pub(super) fn lower(graph: &Graph, node: &Node, rec: &mut Recorder<'_>) -> Resul
     match &node.op {
         Op::Conv3d { geom, sources } => {
             let n = sources.len();
-            let pairs: Vec<_> = sources.iter().copied().zip(x.iter().copied()).collect();
-            conv3d::forward(rec, geom, &pairs, x[n], x.get(n + 1).copied(), y[0])
+            let inputs: Vec<_> = sources.iter().zip(&x).map(|(&s, &v)| Input::plain(s, v)).collect();
+            conv3d::forward(rec, geom, &inputs, x[n], &Output { bias: x.get(n + 1).copied(), ..Output::plain(y[0]) })
         }
         Op::Conv3dInputGrad { geom, source } => conv3d::backward_input(rec, geom, *source, x[0], x[1], x.get(2).copied(), y[0]),
         Op::Conv3dWeightGrad { geom, sources } => {
             let d_y = x[sources.len()];
-            sources.iter().zip(&x).try_for_each(|(&s, &input)| conv3d::backward_weight(rec, geom, s, input, d_y, y[0]))
+            sources.iter().zip(&x).try_for_each(|(&s, &v)| conv3d::backward_weight(rec, geom, Input::plain(s, v), d_y, y[0]))
         }
         Op::ChannelSum => {
             let s = shape(0);

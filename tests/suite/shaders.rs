@@ -8,9 +8,9 @@ use std::sync::Arc;
 use naga::back::{hlsl, msl, pipeline_constants, spv};
 use semantic_genesis::config::{Activation, Norm, Variant};
 use semantic_genesis::error::Result;
-use semantic_genesis::gpu::{BufferId, Caps, Dispatch, Kind, Recorder, View, reflect};
+use semantic_genesis::gpu::{BufferId, Caps, Dispatch, Dtype, Kind, Recorder, View, reflect};
 use semantic_genesis::graph::Graph;
-use semantic_genesis::kernels::conv3d::{self, Geom, Source};
+use semantic_genesis::kernels::conv3d::{self, Geom, Input, Output, Source};
 use semantic_genesis::kernels::transform::{self, Geometry, Sample};
 use semantic_genesis::kernels::{activation, elementwise, knn, loss, optimiser, pool, prelu, reduce, upsample};
 use semantic_genesis::model::{Mode, Spec};
@@ -95,15 +95,27 @@ fn convolutions(caps: &Caps, into: &mut Collection) {
         let (w, s) = (view(2, g.weight_len()), g.whole());
         // The second of two sources adds to the result of the first.
         let halves = [Source { first: 0, channels: ci - ci / 2 }, Source { first: ci - ci / 2, channels: ci / 2 }];
-        let pairs = halves.map(|h| (h, view(4, x / ci * h.channels)));
-        for bias in [None, Some(view(3, co))] {
-            into.record(caps, |rec| conv3d::forward(rec, &g, &[(s, view(0, x))], w, bias, view(1, y)));
-            into.record(caps, |rec| conv3d::forward(rec, &g, &pairs, w, bias, view(1, y)));
+        for (dtype, normal) in [(Dtype::F32, false), (Dtype::F32, true), (Dtype::F16, true)] {
+            let stored = |id, n| View::typed(BufferId(id), n, dtype);
+            let input = |source: Source| Input {
+                source,
+                view: stored(4, x / ci * source.channels),
+                norm: normal.then(|| view(5, 3 * source.channels)),
+            };
+            for bias in [None, Some(view(3, co))] {
+                for inputs in [vec![input(s)], halves.map(input).to_vec()] {
+                    into.record(caps, |rec| {
+                        let partials = conv3d::statistics_partials(rec, &g, &inputs, dtype)?;
+                        let statistics = normal.then(|| view(6, partials * 3 * co));
+                        conv3d::forward(rec, &g, &inputs, w, &Output { view: stored(1, y), bias, statistics })
+                    });
+                }
+            }
+            for bias in [None, Some(view(3, ci))] {
+                into.record(caps, |rec| conv3d::backward_input(rec, &g, s, stored(1, y), w, bias, stored(0, x)));
+            }
+            into.record(caps, |rec| conv3d::backward_weight(rec, &g, input(s), stored(1, y), w));
         }
-        for bias in [None, Some(view(3, ci))] {
-            into.record(caps, |rec| conv3d::backward_input(rec, &g, s, view(1, y), w, bias, view(0, x)));
-        }
-        into.record(caps, |rec| conv3d::backward_weight(rec, &g, s, view(0, x), view(1, y), w));
     }
 }
 

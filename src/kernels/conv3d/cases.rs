@@ -1,9 +1,11 @@
 //! f64 references and the shapes on which every variant is compared with them.
 
-use super::{Geom, Source, Variant, backward_input_with, backward_weight_with, forward_with, tile};
+use super::{
+    Geom, Input, Output, Pass, Problem, Source, Variant, backward_input_with, backward_weight_with, forward_with, statistics_partials_with,
+};
 use crate::error::Result;
-use crate::gpu::{Context, Recorder};
-use crate::kernels::check::{Case, Outcome, Trial, compare, numbers};
+use crate::gpu::{Context, Dtype, Recorder};
+use crate::kernels::check::{Case, Outcome, Trial, as_stored, compare, numbers, with_bindings};
 
 /// Visits every (n, output voxel, input voxel, tap) that a convolution multiplies, as flat voxel indices.
 fn visit(g: &Geom, mut f: impl FnMut(usize, usize, usize)) {
@@ -81,17 +83,6 @@ fn channels<T: Copy>(x: &[T], total: usize, s: Source) -> Vec<T> {
     x.chunks(total).flat_map(|row| &row[s.first..s.first + s.channels]).copied().collect()
 }
 
-fn variants(ctx: &Context, tile_fits: bool) -> Vec<Variant> {
-    let mut out = vec![Variant::Plain];
-    if tile_fits {
-        out.push(Variant::Tile);
-        if ctx.caps().subgroup8() {
-            out.push(Variant::Sub8);
-        }
-    }
-    out
-}
-
 /// The worst of several outcomes.
 fn worst(outcomes: Vec<Outcome>) -> Outcome {
     let key = |o: &Outcome| (o.failure.is_some(), o.error / o.tolerance);
@@ -102,67 +93,195 @@ fn worst(outcomes: Vec<Outcome>) -> Outcome {
     })
 }
 
-/// All variants of the forward pass; sources are given by their channel counts.
-fn forward_case(ctx: &Context, g: &Geom, sources: &[Source], bias: bool) -> Result<Outcome> {
-    let x = numbers(11, g.batch * g.input_sample(g.in_channels), 1.0);
-    let w = numbers(12, g.weight_len(), 1.0);
-    let b = bias.then(|| numbers(13, g.out_channels, 1.0));
-    let want = reference_forward(g, &wide(&x), &wide(&w), b.as_deref().map(wide).as_deref());
-    let fits = tile::fits(g.out_channels);
+/// What a case asks for besides its shape.
+#[derive(Clone, Copy, Debug, Default)]
+struct Extras {
+    bias: bool,
+    /// Sources are normalised on their way in, and the statistics of the output are asked for.
+    fused: bool,
+    /// How activations are stored.
+    dtype: Dtype,
+    /// Largest binding, where the batch is to be sliced.
+    binding: Option<u64>,
+}
+
+impl Extras {
+    /// Error allowed where `f32` is allowed for numbers stored as such.
+    fn tolerance(&self, f32: f64) -> f64 {
+        match self.dtype {
+            Dtype::F32 => f32,
+            // Half a unit in the last place, and once more for what is accumulated.
+            Dtype::F16 => 1.5e-3,
+        }
+    }
+
+    /// Runs `record` in bindings of the size asked for.
+    fn run(&self, t: &Trial<'_>, record: impl FnOnce(&mut Recorder<'_>) -> Result<()>) -> Result<()> {
+        t.run(|rec| match self.binding {
+            Some(bytes) => with_bindings(rec, bytes, record),
+            None => record(rec),
+        })
+    }
+}
+
+impl std::fmt::Display for Extras {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let bias = if self.bias { " bias" } else { "" };
+        let fused = if self.fused { " normalised" } else { "" };
+        let dtype = if self.dtype == Dtype::F16 { " f16" } else { "" };
+        let sliced = if self.binding.is_some() { " sliced" } else { "" };
+        write!(f, "{bias}{fused}{dtype}{sliced}")
+    }
+}
+
+fn problem(pass: Pass, g: &Geom, source: Source, dtype: Dtype) -> Problem {
+    Problem { pass, geom: *g, source, input: dtype, output: dtype }
+}
+
+/// The variants that can do `pass` over each of `sources`.
+fn variants(ctx: &Context, pass: Pass, g: &Geom, sources: &[Source], dtype: Dtype) -> Vec<Variant> {
+    let can = |v: &Variant| sources.iter().all(|&s| problem(pass, g, s, dtype).candidates(ctx.caps()).contains(v));
+    Variant::ALL.into_iter().filter(can).collect()
+}
+
+/// Mean, factor and shift of `channels` channels, about what batch norm makes of numbers of size 1.
+fn normalisation(seed: u32, channels: usize) -> Vec<f32> {
+    let n = numbers(seed, 3 * channels, 0.5);
+    n.iter().enumerate().map(|(i, v)| if i / channels == 1 { 1.2 + v } else { *v }).collect()
+}
+
+/// `x` `[.., channels]` after batch norm and ReLU.
+fn normalised(x: &[f64], norm: &[f32]) -> Vec<f64> {
+    let (c, n) = (norm.len() / 3, wide(norm));
+    x.iter().enumerate().map(|(i, v)| ((v - n[i % c]) * n[c + i % c] + n[2 * c + i % c]).max(0.0)).collect()
+}
+
+/// A convolution's inputs: what the device is given and what the reference takes.
+struct Sources {
+    geom: Geom,
+    sources: Vec<Source>,
+    extras: Extras,
+    stored: Vec<f32>,
+    norm: Vec<f32>,
+    taken: Vec<f64>,
+}
+
+impl Sources {
+    fn new(seed: u32, g: &Geom, sources: &[Source], extras: Extras) -> Self {
+        let stored = as_stored(&numbers(seed, g.batch * g.input_sample(g.in_channels), 1.0), extras.dtype);
+        let norm = normalisation(seed + 1, g.in_channels);
+        let taken = if extras.fused { normalised(&wide(&stored), &norm) } else { wide(&stored) };
+        Self { geom: *g, sources: sources.to_vec(), extras, stored, norm, taken }
+    }
+
+    fn upload(&self, t: &mut Trial<'_>) -> Result<Vec<Input>> {
+        let total = self.geom.in_channels;
+        let mut out = Vec::new();
+        for &source in &self.sources {
+            let view = t.tensor(&channels(&self.stored, total, source), self.extras.dtype)?;
+            let norm = if self.extras.fused { Some(t.input(&channels(&self.norm, total, source))?) } else { None };
+            out.push(Input { source, view, norm });
+        }
+        Ok(out)
+    }
+}
+
+/// Merges partials `[.., 3, channels]` and compares them with the statistics of `y` `[rows, channels]`: count, mean
+/// and sum of squared differences.
+fn compare_statistics(partials: &[f32], y: &[f64], channels: usize, tolerance: f64) -> Result<Outcome> {
+    let mut merged = vec![[0.0f64; 3]; channels];
+    for p in partials.chunks(3 * channels) {
+        for (c, into) in merged.iter_mut().enumerate() {
+            let [n, mean, squares] = [0, 1, 2].map(|k| f64::from(p[k * channels + c]));
+            let total = into[0] + n;
+            let share = n / total.max(1.0);
+            let delta = mean - into[1];
+            *into = [total, into[1] + delta * share, into[2] + squares + delta * delta * into[0] * share];
+        }
+    }
+    let rows = (y.len() / channels) as f64;
+    let mut want = Vec::new();
+    for c in 0..channels {
+        let column: Vec<f64> = y.iter().skip(c).step_by(channels).copied().collect();
+        let mean = column.iter().sum::<f64>() / rows;
+        want.extend([rows, mean, column.iter().map(|v| (v - mean).powi(2)).sum()]);
+    }
+    let got: Vec<f32> = merged.iter().flatten().map(|&v| v as f32).collect();
+    if got.iter().step_by(3).any(|&n| f64::from(n) != rows) {
+        let failure = Some(format!("the partials count {} rows, expected {rows}", got[0]));
+        return Ok(Outcome { error: f64::INFINITY, tolerance, failure });
+    }
+    compare(&got, &want, tolerance)
+}
+
+/// All variants of the forward pass.
+fn forward_case(ctx: &Context, g: &Geom, sources: &[Source], extras: Extras) -> Result<Outcome> {
+    let x = Sources::new(11, g, sources, extras);
+    let w = numbers(13, g.weight_len(), 1.0);
+    let b = extras.bias.then(|| numbers(14, g.out_channels, 1.0));
+    let want = reference_forward(g, &x.taken, &wide(&w), b.as_deref().map(wide).as_deref());
     let mut outcomes = Vec::new();
-    for variant in variants(ctx, fits) {
+    for variant in variants(ctx, Pass::Forward, g, sources, extras.dtype) {
         let mut t = Trial::new(ctx);
-        let inputs = sources.iter().map(|&s| Ok((s, t.input(&channels(&x, g.in_channels, s))?))).collect::<Result<Vec<_>>>()?;
-        let weight = t.input(&w)?;
+        let (inputs, weight) = (x.upload(&mut t)?, t.input(&w)?);
         let bias = b.as_ref().map(|b| t.input(b)).transpose()?;
-        let output = t.output(want.len())?;
-        t.run(|rec| {
-            for (i, &(s, input)) in inputs.iter().enumerate() {
-                forward_with(rec, variant, g, s, input, weight, bias.filter(|_| i == 0), output, i > 0)?;
+        let view = t.empty(want.len(), extras.dtype)?;
+        let last = sources[sources.len() - 1];
+        let caps = crate::gpu::Caps { max_binding: extras.binding.unwrap_or(ctx.caps().max_binding), ..ctx.caps().clone() };
+        let count = statistics_partials_with(&caps, variant, &problem(Pass::Forward, g, last, extras.dtype))?;
+        let statistics = if extras.fused { Some(t.output(count * 3 * g.out_channels)?) } else { None };
+        let output = Output { view, bias, statistics };
+        extras.run(&t, |rec| {
+            for (i, &input) in inputs.iter().enumerate() {
+                let own = Output { bias: bias.filter(|_| i == 0), statistics: statistics.filter(|_| i + 1 == inputs.len()), ..output };
+                forward_with(rec, variant, g, input, weight, &own, i > 0)?;
             }
             Ok(())
         })?;
-        outcomes.push(compare(&t.read(output)?, &want, 1e-5)?);
-    }
-    Ok(worst(outcomes))
-}
-
-fn backward_input_case(ctx: &Context, g: &Geom, sources: &[Source], bias: bool) -> Result<Outcome> {
-    let y = numbers(21, g.batch * g.output_sample(), 1.0);
-    let w = numbers(22, g.weight_len(), 1.0);
-    let want = reference_backward_input(g, &wide(&y), &wide(&w));
-    let regular = g.blocks() || g.stride == [1; 3] && (0..3).all(|a| g.padding[a] < g.kernel[a]);
-    let fits = regular && sources.iter().all(|s| tile::fits(s.channels));
-    let mut outcomes = Vec::new();
-    for variant in variants(ctx, fits) {
-        for &s in sources {
-            let mut want = channels(&want, g.in_channels, s);
-            let mut t = Trial::new(ctx);
-            let (d_output, weight) = (t.input(&y)?, t.input(&w)?);
-            let b = numbers(23, s.channels, 1.0);
-            let bias = if bias { Some(t.input(&b)?) } else { None };
-            if bias.is_some() {
-                want.iter_mut().enumerate().for_each(|(i, v)| *v += f64::from(b[i % s.channels]));
-            }
-            let d_input = t.output(want.len())?;
-            t.run(|rec| backward_input_with(rec, variant, g, s, d_output, weight, bias, d_input))?;
-            outcomes.push(compare(&t.read(d_input)?, &want, 1e-5)?);
+        outcomes.push(compare(&t.values(view)?, &want, extras.tolerance(1e-5))?);
+        if let Some(partials) = statistics {
+            outcomes.push(compare_statistics(&t.read(partials)?, &want, g.out_channels, extras.tolerance(1e-5))?);
         }
     }
     Ok(worst(outcomes))
 }
 
-fn backward_weight_case(ctx: &Context, g: &Geom, sources: &[Source]) -> Result<Outcome> {
-    let x = numbers(31, g.batch * g.input_sample(g.in_channels), 1.0);
-    let y = numbers(32, g.batch * g.output_sample(), 1.0);
-    let want = reference_backward_weight(g, &wide(&x), &wide(&y));
-    let fits = tile::fits(g.out_channels);
+fn backward_input_case(ctx: &Context, g: &Geom, sources: &[Source], extras: Extras) -> Result<Outcome> {
+    let y = as_stored(&numbers(21, g.batch * g.output_sample(), 1.0), extras.dtype);
+    let w = numbers(22, g.weight_len(), 1.0);
+    let want = reference_backward_input(g, &wide(&y), &wide(&w));
     let mut outcomes = Vec::new();
-    for variant in variants(ctx, fits) {
+    for &s in sources {
+        for variant in variants(ctx, Pass::InputGrad, g, &[s], extras.dtype) {
+            let mut want = channels(&want, g.in_channels, s);
+            let mut t = Trial::new(ctx);
+            let (d_output, weight) = (t.tensor(&y, extras.dtype)?, t.input(&w)?);
+            let b = numbers(23, s.channels, 1.0);
+            let bias = if extras.bias { Some(t.input(&b)?) } else { None };
+            if bias.is_some() {
+                want.iter_mut().enumerate().for_each(|(i, v)| *v += f64::from(b[i % s.channels]));
+            }
+            let d_input = t.empty(want.len(), extras.dtype)?;
+            extras.run(&t, |rec| backward_input_with(rec, variant, g, s, d_output, weight, bias, d_input))?;
+            outcomes.push(compare(&t.values(d_input)?, &want, extras.tolerance(1e-5))?);
+        }
+    }
+    Ok(worst(outcomes))
+}
+
+fn backward_weight_case(ctx: &Context, g: &Geom, sources: &[Source], extras: Extras) -> Result<Outcome> {
+    let x = Sources::new(31, g, sources, extras);
+    let y = as_stored(&numbers(33, g.batch * g.output_sample(), 1.0), extras.dtype);
+    let want = reference_backward_weight(g, &x.taken, &wide(&y));
+    let mut outcomes = Vec::new();
+    for variant in variants(ctx, Pass::WeightGrad, g, sources, extras.dtype) {
         let mut t = Trial::new(ctx);
-        let inputs = sources.iter().map(|&s| Ok((s, t.input(&channels(&x, g.in_channels, s))?))).collect::<Result<Vec<_>>>()?;
-        let (d_output, d_weight) = (t.input(&y)?, t.output(want.len())?);
-        t.run(|rec| inputs.iter().try_for_each(|&(s, input)| backward_weight_with(rec, variant, g, s, input, d_output, d_weight)))?;
+        let inputs = x.upload(&mut t)?;
+        let (d_output, d_weight) = (t.tensor(&y, extras.dtype)?, t.output(want.len())?);
+        // Each by itself: scratch buffers of sliced recorders are numbered from the first.
+        for &input in &inputs {
+            extras.run(&t, |rec| backward_weight_with(rec, variant, g, input, d_output, d_weight))?;
+        }
         outcomes.push(compare(&t.read(d_weight)?, &want, 2e-5)?);
     }
     Ok(worst(outcomes))
@@ -192,13 +311,14 @@ fn runs_case(ctx: &Context, g: &Geom) -> Result<Outcome> {
     let y = numbers(43, g.batch * g.output_sample(), 1.0);
     let wants = [reference_forward(g, &wide(&x), &wide(&w), None), reference_backward_weight(g, &wide(&x), &wide(&y))];
     let mut outcomes = Vec::new();
-    for variant in variants(ctx, true).into_iter().skip(1) {
+    for variant in variants(ctx, Pass::Forward, g, &[g.whole()], Dtype::F32).into_iter().filter(|&v| v != Variant::Plain) {
         let mut t = Trial::new(ctx);
         let (input, weight, d_output) = (t.input(&x)?, t.input(&w)?, t.input(&y)?);
         let (output, d_weight) = (t.output(wants[0].len())?, t.output(wants[1].len())?);
         t.run(|rec| {
-            forward_with(rec, variant, g, g.whole(), input, weight, None, output, false)?;
-            backward_weight_with(rec, variant, g, g.whole(), input, d_output, d_weight)?;
+            let input = Input::plain(g.whole(), input);
+            forward_with(rec, variant, g, input, weight, &Output::plain(output), false)?;
+            backward_weight_with(rec, variant, g, input, d_output, d_weight)?;
             cut_into_runs(rec, 3);
             Ok(())
         })?;
@@ -237,6 +357,9 @@ pub fn cases() -> Vec<Case> {
         (1, [2, 6, 3], &[4], 12, [2, 3, 1], [2, 3, 1], [0; 3]),
         (1, [4, 4, 4], &[64, 32], 64, k3.0, k3.1, k3.2),
         (1, [16, 16, 8], &[16], 16, k3.0, k3.1, k3.2),
+        (3, [4, 4, 8], &[8, 4], 16, k3.0, k3.1, k3.2),
+        (3, [2, 8, 4], &[3], 8, k3.0, k3.1, k3.2),
+        (3, [4, 4, 8], &[8], 8, [2; 3], [2; 3], [0; 3]),
     ];
     let mut out = Vec::new();
     for &(batch, input, counts, co, kernel, stride, padding) in shapes {
@@ -250,16 +373,30 @@ pub fn cases() -> Vec<Case> {
             })
             .collect();
         let what = format!("{batch}×{input:?} {counts:?}→{co} kernel {kernel:?} stride {stride:?} padding {padding:?}");
-        for bias in [false, true] {
-            let (s, w) = (sources.clone(), format!("{what}{}", if bias { " bias" } else { "" }));
-            out.push(Case::new("conv3d", "forward", w.clone(), move |ctx| forward_case(ctx, &g, &s, bias)));
+        let mut add = |extras: Extras| {
+            let (s, w) = (sources.clone(), format!("{what}{extras}"));
+            out.push(Case::new("conv3d", "forward", w.clone(), move |ctx| forward_case(ctx, &g, &s, extras)));
             let s = sources.clone();
-            out.push(Case::new("conv3d", "backward_input", w, move |ctx| backward_input_case(ctx, &g, &s, bias)));
+            out.push(Case::new("conv3d", "backward_input", w.clone(), move |ctx| backward_input_case(ctx, &g, &s, extras)));
+            let s = sources.clone();
+            out.push(Case::new("conv3d", "backward_weight", w, move |ctx| backward_weight_case(ctx, &g, &s, extras)));
+        };
+        add(Extras::default());
+        add(Extras { bias: true, fused: true, ..Extras::default() });
+        // Halves are bound in pairs.
+        let even = sources.iter().all(|s| (batch * g.input_sample(s.channels)).is_multiple_of(2));
+        if even && (batch * g.output_sample()).is_multiple_of(2) {
+            add(Extras { fused: true, dtype: Dtype::F16, ..Extras::default() });
+        }
+        // A part of a batch begins at a multiple of 256 bytes.
+        if batch == 3 && counts.iter().chain([&co]).all(|c| (g.input_sample(1) * c).is_multiple_of(128)) {
+            let binding = Some(4 * (g.input_sample(g.in_channels).max(g.output_sample()) as u64));
+            add(Extras { bias: true, fused: true, binding, ..Extras::default() });
+            add(Extras { fused: true, dtype: Dtype::F16, binding: binding.map(|b| b / 2), ..Extras::default() });
         }
         if co == 24 {
             out.push(Case::new("conv3d", "runs", what.clone(), move |ctx| runs_case(ctx, &g)));
         }
-        out.push(Case::new("conv3d", "backward_weight", what, move |ctx| backward_weight_case(ctx, &g, &sources)));
     }
     out
 }
@@ -287,15 +424,55 @@ mod tests {
         let g = Geom::new(1, [128, 128, 64], 128, 64, [3; 3], [1; 3], [1; 3]).unwrap();
         let mut rec = Recorder::new(&caps);
         let [x, w, y] = [128 << 20, g.weight_len(), 64 << 20].map(|n| crate::gpu::View::whole(crate::gpu::BufferId(0), n));
-        super::super::forward(&mut rec, &g, &[(g.whole(), x)], w, None, y).unwrap();
+        super::super::forward(&mut rec, &g, &[Input::plain(g.whole(), x)], w, &Output::plain(y)).unwrap();
         let runs: Vec<_> = rec.dispatches.iter().filter(|d| d.label.ends_with("forward")).collect();
         assert!(runs.len() > 10 && runs.iter().all(|d| d.flops <= caps.max_dispatch_flops()), "{}", runs.len());
         let flops = g.flops_per_sample(128);
         assert!(runs.iter().map(|d| d.flops).sum::<u64>().abs_diff(flops) < 1000);
     }
 
+    /// Each shape gives at least two sets of three cases; a shape that is not valid would give none.
     #[test]
     fn every_listed_shape_is_valid() {
-        assert_eq!(cases().len(), 23 * 5 + 1);
+        let cases = cases();
+        let plain = cases.iter().filter(|c| c.variant == "forward" && c.what.ends_with(']')).count();
+        assert_eq!(plain, 26);
+        for extra in ["bias normalised", "f16", "bias normalised sliced", "f16 sliced"] {
+            let n = cases.iter().filter(|c| c.what.ends_with(extra)).count();
+            assert!(n >= 6, "{n} cases end with {extra}");
+        }
+    }
+
+    #[test]
+    fn statistics_that_are_wrong_are_found() {
+        // Rows 1, 3 and 8 of one channel as partials of two rows, one row and none.
+        let good = [2.0, 2.0, 2.0, 1.0, 8.0, 0.0, 0.0, 5.0, 0.0];
+        let y = [1.0, 3.0, 8.0];
+        assert!(compare_statistics(&good, &y, 1, 1e-6).unwrap().passed());
+        for (i, v) in [(0, 3.0), (1, 2.1), (2, 2.5), (3, 0.0), (4, f32::NAN), (8, 1.0)] {
+            let mut bad = good;
+            bad[i] = v;
+            assert!(!compare_statistics(&bad, &y, 1, 1e-6).unwrap().passed(), "element {i} = {v}");
+        }
+    }
+
+    #[test]
+    fn choices_are_named_and_followed_where_they_can_be() {
+        let caps = crate::gpu::Caps { subgroup_min: 8, subgroup_max: 8, ..crate::gpu::Caps::minimal() };
+        let g = Geom::new(1, [32; 3], 32, 64, [3; 3], [1; 3], [1; 3]).unwrap();
+        let p = problem(Pass::Forward, &g, g.whole(), Dtype::F32);
+        assert_eq!(p.key(), "conv3d forward 32>64 1x32x32x32 k3 s1 p1 f32");
+        let odd = Geom::new(2, [1, 8, 8], 3, 5, [1, 3, 3], [1, 2, 2], [0, 1, 1]).unwrap();
+        let half = Problem { pass: Pass::WeightGrad, geom: odd, source: odd.whole(), input: Dtype::F16, output: Dtype::F32 };
+        assert_eq!(half.key(), "conv3d weight-grad 3>5 2x1x8x8 k1x3x3 s1x2x2 p0x1x1 f16>f32");
+        assert!(Variant::ALL.iter().all(|&v| Variant::parse(v.name()) == Some(v)));
+        let chosen = |p: &Problem, name: &str| {
+            let table = [(p.key(), name.to_owned())].into();
+            p.variant(&Recorder::tuned(&caps, &crate::gpu::Choices::new(table)))
+        };
+        let default = p.candidates(&caps)[0];
+        assert_eq!((chosen(&p, "tile"), chosen(&p, "nonsense")), (Variant::Tile, default));
+        // Five output channels are no tile's.
+        assert_eq!(chosen(&half, "tile"), Variant::Plain);
     }
 }

@@ -4,15 +4,22 @@
 //! files. A transposed convolution is the input gradient of the convolution it is adjoint to,
 //! so it needs no kernels of its own. Several concatenated sources are handled one after the
 //! other: each is a range of the weight's input channels.
+//!
+//! What stands around a convolution can be done by it: an input may be the unnormalised output of an earlier layer,
+//! whose batch norm and ReLU are then applied as it is read ([`Input::norm`]), and the partial statistics for the batch
+//! norm that follows come out of the last source's dispatch ([`Output::statistics`]). Activations and their gradients
+//! may be stored as f16; weights, biases, statistics and all arithmetic are f32.
 
 mod cases;
 mod plain;
+mod statistics;
 mod tile;
 
 pub use cases::{cases, reference_backward_input, reference_backward_weight, reference_forward};
 
 use crate::error::{Error, Result};
-use crate::gpu::{Recorder, View};
+use crate::gpu::{Caps, Dtype, Recorder, View};
+use crate::kernels::sample_parts;
 
 /// Geometry of a convolution, checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -42,6 +49,68 @@ pub struct Source {
     pub channels: usize,
 }
 
+/// A source and where its activations lie.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Input {
+    /// Which of the weight's input channels.
+    pub source: Source,
+    /// `[N, D, H, W, c]`.
+    pub view: View,
+    /// f32 `[3, c]`: mean, factor, shift. A value x is then taken as max((x - mean) · factor + shift, 0); padding stays 0.
+    pub norm: Option<View>,
+}
+
+impl Input {
+    /// A source that is taken as it is.
+    pub fn plain(source: Source, view: View) -> Self {
+        Self { source, view, norm: None }
+    }
+}
+
+/// Where a forward pass writes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Output {
+    /// `[N, OD, OH, OW, C_out]`.
+    pub view: View,
+    /// `[C_out]`, added to every voxel.
+    pub bias: Option<View>,
+    /// f32 `[partials, 3, C_out]`: count, mean and sum of squared differences from it of disjoint sets of output rows
+    /// that together are all of them; [`statistics_partials`] says how many. A count may be 0.
+    pub statistics: Option<View>,
+}
+
+impl Output {
+    /// The output alone.
+    pub fn plain(view: View) -> Self {
+        Self { view, bias: None, statistics: None }
+    }
+}
+
+/// One of the three computations of a convolution.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Pass {
+    /// Output from input and weight.
+    Forward,
+    /// Gradient of the input; the forward pass of a transposed convolution.
+    InputGrad,
+    /// Gradient of the weight.
+    WeightGrad,
+}
+
+impl Pass {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Forward, Self::InputGrad, Self::WeightGrad];
+
+    /// `forward`, `input-grad` or `weight-grad`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Forward => "forward",
+            Self::InputGrad => "input-grad",
+            Self::WeightGrad => "weight-grad",
+        }
+    }
+}
+
 /// Which implementation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Variant {
@@ -51,6 +120,104 @@ pub enum Variant {
     Tile,
     /// Register tile with weights broadcast over subgroups of eight.
     Sub8,
+}
+
+impl Variant {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Plain, Self::Tile, Self::Sub8];
+
+    /// Its name in files and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::Tile => "tile",
+            Self::Sub8 => "sub8",
+        }
+    }
+
+    /// The variant called `name`.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|v| v.name() == name)
+    }
+}
+
+/// What a variant is chosen for: one pass of a convolution over one source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Problem {
+    /// The pass.
+    pub pass: Pass,
+    /// The convolution.
+    pub geom: Geom,
+    /// The source.
+    pub source: Source,
+    /// How the source, or its gradient, is stored.
+    pub input: Dtype,
+    /// How the output, or its gradient, is stored.
+    pub output: Dtype,
+}
+
+impl Problem {
+    /// The name under which a choice is kept, as `conv3d forward 32>64 1x32x32x32 k3 s1 p1 f32`: channels of the
+    /// source and of the output, batch and input grid, kernel, stride, padding, element type (`f16>f32` where input
+    /// and output differ).
+    pub fn key(&self) -> String {
+        let g = &self.geom;
+        let three = |v: [usize; 3]| if v == [v[0]; 3] { v[0].to_string() } else { format!("{}x{}x{}", v[0], v[1], v[2]) };
+        let [d, h, w] = g.input;
+        let dtype = match (self.input, self.output) {
+            (a, b) if a == b => name_of(a).to_owned(),
+            (a, b) => format!("{}>{}", name_of(a), name_of(b)),
+        };
+        format!(
+            "conv3d {} {}>{} {}x{d}x{h}x{w} k{} s{} p{} {dtype}",
+            self.pass.name(),
+            self.source.channels,
+            g.out_channels,
+            g.batch,
+            three(g.kernel),
+            three(g.stride),
+            three(g.padding)
+        )
+    }
+
+    /// The variants that can do it on an adapter, the one used without a choice first.
+    pub fn candidates(&self, caps: &Caps) -> Vec<Variant> {
+        let mut out = Vec::new();
+        if tile::fits(self) {
+            if caps.subgroup8() {
+                out.push(Variant::Sub8);
+            }
+            out.push(Variant::Tile);
+        }
+        out.push(Variant::Plain);
+        out
+    }
+
+    /// The variant to use: the one chosen, where it can do it, or the default.
+    pub fn variant(&self, rec: &Recorder<'_>) -> Variant {
+        let candidates = self.candidates(rec.caps);
+        let chosen = rec.choices.get(&self.key()).and_then(Variant::parse).filter(|v| candidates.contains(v));
+        chosen.or(candidates.first().copied()).unwrap_or(Variant::Plain)
+    }
+
+    /// Bytes of a sample of the source and of one of the output.
+    fn sample_bytes(&self) -> [u64; 2] {
+        let g = &self.geom;
+        [g.input_sample(self.source.channels) as u64 * self.input.bytes(), g.output_sample() as u64 * self.output.bytes()]
+    }
+
+    /// `(first sample, samples)` of the parts in which the batch is done.
+    fn parts(&self, caps: &Caps) -> Result<Vec<(usize, usize)>> {
+        let g = &self.geom;
+        sample_parts(caps, "conv3d", g.batch, &self.sample_bytes(), g.flops_per_sample(self.source.channels))
+    }
+}
+
+fn name_of(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::F32 => "f32",
+        Dtype::F16 => "f16",
+    }
 }
 
 impl Geom {
@@ -128,27 +295,6 @@ impl Geom {
     }
 }
 
-/// The better tile variant for this adapter.
-fn tiles(rec: &Recorder<'_>) -> Variant {
-    if rec.caps.subgroup8() { Variant::Sub8 } else { Variant::Tile }
-}
-
-/// Which variant [`forward`] uses.
-pub fn forward_variant(rec: &Recorder<'_>, g: &Geom) -> Variant {
-    if tile::fits(g.out_channels) { tiles(rec) } else { Variant::Plain }
-}
-
-/// Which variant [`backward_input`] uses.
-pub fn backward_input_variant(rec: &Recorder<'_>, g: &Geom, source: Source) -> Variant {
-    let same = g.stride == [1; 3] && (0..3).all(|a| g.padding[a] < g.kernel[a]);
-    if tile::fits(source.channels) && (same || g.blocks()) { tiles(rec) } else { Variant::Plain }
-}
-
-/// Which variant [`backward_weight`] uses.
-pub fn backward_weight_variant(rec: &Recorder<'_>, g: &Geom) -> Variant {
-    if tile::fits(g.out_channels) { tiles(rec) } else { Variant::Plain }
-}
-
 impl Geom {
     /// Whether the kernel cuts the input into blocks without overlap or remainder.
     fn blocks(&self) -> bool {
@@ -156,18 +302,51 @@ impl Geom {
     }
 }
 
-/// `output = conv(sources, weight) + bias`; `sources` are concatenated along channels.
+/// `output = conv(sources, weight) + bias`; `inputs` are concatenated along channels.
 ///
 /// Shapes: source `[N, D, H, W, c]`, weight `[kd, kh, kw, C_out, C_in]`, bias `[C_out]`, output `[N, OD, OH, OW, C_out]`.
+/// With several sources the sums so far are kept in the output, as it is stored.
 ///
 /// # Errors
-/// [`Error::ExceedsLimit`] when one sample does not fit a binding.
-pub fn forward(rec: &mut Recorder<'_>, g: &Geom, sources: &[(Source, View)], weight: View, bias: Option<View>, output: View) -> Result<()> {
-    for (i, &(source, input)) in sources.iter().enumerate() {
-        let variant = forward_variant(rec, g);
-        forward_with(rec, variant, g, source, input, weight, bias.filter(|_| i == 0), output, i > 0)?;
+/// [`crate::error::Error::ExceedsLimit`] when one sample does not fit a binding.
+pub fn forward(rec: &mut Recorder<'_>, g: &Geom, inputs: &[Input], weight: View, output: &Output) -> Result<()> {
+    for (i, input) in inputs.iter().enumerate() {
+        let variant = forward_problem(g, input, output.view.dtype).variant(rec);
+        let (first, last) = (i == 0, i + 1 == inputs.len());
+        let own = Output { bias: output.bias.filter(|_| first), statistics: output.statistics.filter(|_| last), ..*output };
+        forward_with(rec, variant, g, *input, weight, &own, !first)?;
     }
     Ok(())
+}
+
+fn forward_problem(g: &Geom, input: &Input, output: Dtype) -> Problem {
+    Problem { pass: Pass::Forward, geom: *g, source: input.source, input: input.view.dtype, output }
+}
+
+/// How many partials [`forward`] writes to [`Output::statistics`] for these inputs and an output stored as `output`.
+///
+/// # Errors
+/// As [`forward`].
+pub fn statistics_partials(rec: &Recorder<'_>, g: &Geom, inputs: &[Input], output: Dtype) -> Result<usize> {
+    match inputs.last() {
+        Some(last) => {
+            let problem = forward_problem(g, last, output);
+            statistics_partials_with(rec.caps, problem.variant(rec), &problem)
+        }
+        None => Ok(0),
+    }
+}
+
+/// How many partials [`forward_with`] writes for `problem` by a given variant.
+///
+/// # Errors
+/// As [`forward`].
+pub fn statistics_partials_with(caps: &Caps, variant: Variant, problem: &Problem) -> Result<usize> {
+    match variant {
+        Variant::Plain => statistics::partials(caps, problem),
+        Variant::Tile => tile::partials(caps, false, problem),
+        Variant::Sub8 => tile::partials(caps, true, problem),
+    }
 }
 
 /// One source of [`forward`] by a given variant; `accumulate` adds to the output.
@@ -178,25 +357,26 @@ pub fn forward_with(
     rec: &mut Recorder<'_>,
     variant: Variant,
     g: &Geom,
-    source: Source,
-    input: View,
+    input: Input,
     weight: View,
-    bias: Option<View>,
-    output: View,
+    output: &Output,
     accumulate: bool,
 ) -> Result<()> {
+    let problem = forward_problem(g, &input, output.view.dtype);
     match variant {
-        Variant::Plain => plain::forward(rec, g, source, input, weight, bias, output, accumulate),
-        _ => tile::forward(rec, variant == Variant::Sub8, g, source, input, weight, bias, output, accumulate),
+        Variant::Plain => plain::forward(rec, &problem, input, weight, output, accumulate),
+        Variant::Tile => tile::forward(rec, false, &problem, input, weight, output, accumulate),
+        Variant::Sub8 => tile::forward(rec, true, &problem, input, weight, output, accumulate),
     }
 }
 
 /// `d_input = ` gradient of one source; with `bias` (`[c]`, added to every voxel) this is a transposed convolution.
 ///
-/// Shapes: `d_output` `[N, OD, OH, OW, C_out]`, `d_input` `[N, D, H, W, c]`.
+/// Shapes: `d_output` `[N, OD, OH, OW, C_out]`, `d_input` `[N, D, H, W, c]`. Of a source that is normalised on its way
+/// in, this is the gradient of what the convolution sees, after the ReLU.
 ///
 /// # Errors
-/// [`Error::ExceedsLimit`] when one sample does not fit a binding.
+/// [`crate::error::Error::ExceedsLimit`] when one sample does not fit a binding.
 pub fn backward_input(
     rec: &mut Recorder<'_>,
     g: &Geom,
@@ -206,8 +386,8 @@ pub fn backward_input(
     bias: Option<View>,
     d_input: View,
 ) -> Result<()> {
-    let variant = backward_input_variant(rec, g, source);
-    backward_input_with(rec, variant, g, source, d_output, weight, bias, d_input)
+    let problem = Problem { pass: Pass::InputGrad, geom: *g, source, input: d_input.dtype, output: d_output.dtype };
+    backward_input_with(rec, problem.variant(rec), g, source, d_output, weight, bias, d_input)
 }
 
 /// [`backward_input`] by a given variant.
@@ -224,9 +404,11 @@ pub fn backward_input_with(
     bias: Option<View>,
     d_input: View,
 ) -> Result<()> {
+    let problem = Problem { pass: Pass::InputGrad, geom: *g, source, input: d_input.dtype, output: d_output.dtype };
     match variant {
-        Variant::Plain => plain::backward_input(rec, g, source, d_output, weight, bias, d_input),
-        _ => tile::backward_input(rec, variant == Variant::Sub8, g, source, d_output, weight, bias, d_input),
+        Variant::Plain => plain::backward_input(rec, &problem, d_output, weight, bias, d_input),
+        Variant::Tile => tile::backward_input(rec, false, &problem, d_output, weight, bias, d_input),
+        Variant::Sub8 => tile::backward_input(rec, true, &problem, d_output, weight, bias, d_input),
     }
 }
 
@@ -234,10 +416,10 @@ pub fn backward_input_with(
 /// channels of `d_weight` are left alone.
 ///
 /// # Errors
-/// [`Error::ExceedsLimit`] when one sample or the weight does not fit a binding.
-pub fn backward_weight(rec: &mut Recorder<'_>, g: &Geom, source: Source, input: View, d_output: View, d_weight: View) -> Result<()> {
-    let variant = backward_weight_variant(rec, g);
-    backward_weight_with(rec, variant, g, source, input, d_output, d_weight)
+/// [`crate::error::Error::ExceedsLimit`] when one sample or the weight does not fit a binding.
+pub fn backward_weight(rec: &mut Recorder<'_>, g: &Geom, input: Input, d_output: View, d_weight: View) -> Result<()> {
+    let problem = Problem { pass: Pass::WeightGrad, geom: *g, source: input.source, input: input.view.dtype, output: d_output.dtype };
+    backward_weight_with(rec, problem.variant(rec), g, input, d_output, d_weight)
 }
 
 /// [`backward_weight`] by a given variant.
@@ -248,13 +430,14 @@ pub fn backward_weight_with(
     rec: &mut Recorder<'_>,
     variant: Variant,
     g: &Geom,
-    source: Source,
-    input: View,
+    input: Input,
     d_output: View,
     d_weight: View,
 ) -> Result<()> {
+    let problem = Problem { pass: Pass::WeightGrad, geom: *g, source: input.source, input: input.view.dtype, output: d_output.dtype };
     match variant {
-        Variant::Plain => plain::backward_weight(rec, g, source, input, d_output, d_weight),
-        _ => tile::backward_weight(rec, variant == Variant::Sub8, g, source, input, d_output, d_weight),
+        Variant::Plain => plain::backward_weight(rec, &problem, input, d_output, d_weight),
+        Variant::Tile => tile::backward_weight(rec, false, &problem, input, d_output, d_weight),
+        Variant::Sub8 => tile::backward_weight(rec, true, &problem, input, d_output, d_weight),
     }
 }

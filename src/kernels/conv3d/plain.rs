@@ -2,18 +2,34 @@
 
 use std::sync::Arc;
 
-use super::{Geom, Source};
+use super::{Geom, Input, Output, Problem, Source, statistics};
 use crate::error::Result;
-use crate::gpu::{Dispatch, Kind, Recorder, View};
-use crate::kernels::{batch_parts, specialise};
+use crate::gpu::{Dispatch, Dtype, Kind, Recorder, View};
+use crate::kernels::{Const, specialise};
 
 /// Bytes of input and output gradient that a run of rows should touch on the processor.
 const CACHED: usize = 512 << 10;
 /// Most bytes of partials.
 const PARTIALS: usize = 48 << 20;
 
-fn source() -> Arc<str> {
-    specialise("conv3d", &[], &[])
+/// The text for tensors stored as given; with `norm`, the input is normalised as it is read.
+fn text(input: Dtype, gradient: Dtype, output: Dtype, norm: bool) -> Arc<str> {
+    let stored = |d| Const::Type(if d == Dtype::F16 { "f16" } else { "f32" });
+    let load = if norm {
+        "fn load(i: u32, c: u32) -> f32 { return max((f32(input[i]) - norm[c]) * norm[p.ci + c] + norm[2u * p.ci + c], 0.0); }"
+    } else {
+        "fn load(i: u32, c: u32) -> f32 { return f32(input[i]); }"
+    };
+    let header = [("Input", stored(input)), ("Gradient", stored(gradient)), ("Output", stored(output))];
+    specialise("conv3d", &header, &[("load", load)])
+}
+
+/// Appends a binding where there is one.
+pub(super) fn bind_some(d: Dispatch, view: Option<View>) -> Dispatch {
+    match view {
+        Some(v) => d.bind(v),
+        None => d,
+    }
 }
 
 fn geometry(d: Dispatch, g: &Geom, batch: usize, s: Source, bias: bool, accumulate: bool, splits: usize) -> Dispatch {
@@ -45,38 +61,41 @@ fn geometry(d: Dispatch, g: &Geom, batch: usize, s: Source, bias: bool, accumula
 
 pub(super) fn forward(
     rec: &mut Recorder<'_>,
-    g: &Geom,
-    s: Source,
-    input: View,
+    problem: &Problem,
+    input: Input,
     weight: View,
-    bias: Option<View>,
-    output: View,
+    output: &Output,
     accumulate: bool,
 ) -> Result<()> {
+    let (g, s) = (&problem.geom, problem.source);
     let (xs, ys, flops) = (g.input_sample(s.channels), g.output_sample(), g.flops_per_sample(s.channels));
-    for (n0, n) in batch_parts(rec.caps, "conv3d", g.batch, &[xs, ys], flops)? {
-        let d = Dispatch::new("conv3d", "forward", source())
-            .bind(input.slice(n0 * xs, n * xs))
-            .bind(weight)
-            .bind(bias.unwrap_or(weight))
-            .bind(output.slice(n0 * ys, n * ys));
-        rec.push(geometry(d, g, n, s, bias.is_some(), accumulate, 1).items(n * ys, 64).flops(flops * n as u64));
+    let text = text(problem.input, Dtype::F32, problem.output, input.norm.is_some());
+    let mut partial = 0;
+    for (n0, n) in problem.parts(rec.caps)? {
+        let to = output.view.slice(n0 * ys, n * ys);
+        let d = Dispatch::new("conv3d", "forward", text.clone()).bind(input.view.slice(n0 * xs, n * xs)).bind(weight);
+        let d = bind_some(d.bind(output.bias.unwrap_or(weight)), input.norm).bind(to);
+        rec.push(geometry(d, g, n, s, output.bias.is_some(), accumulate, 1).items(n * ys, 64).flops(flops * n as u64));
+        if let Some(view) = output.statistics {
+            partial = statistics::record(rec, problem, to, n, view, partial);
+        }
     }
     Ok(())
 }
 
 pub(super) fn backward_input(
     rec: &mut Recorder<'_>,
-    g: &Geom,
-    s: Source,
+    problem: &Problem,
     d_output: View,
     weight: View,
     bias: Option<View>,
     d_input: View,
 ) -> Result<()> {
+    let (g, s) = (&problem.geom, problem.source);
     let (xs, ys, flops) = (g.input_sample(s.channels), g.output_sample(), g.flops_per_sample(s.channels));
-    for (n0, n) in batch_parts(rec.caps, "conv3d", g.batch, &[xs, ys], flops)? {
-        let d = Dispatch::new("conv3d", "backward_input", source())
+    let text = text(Dtype::F32, problem.output, problem.input, false);
+    for (n0, n) in problem.parts(rec.caps)? {
+        let d = Dispatch::new("conv3d", "backward_input", text.clone())
             .bind(weight)
             .bind(bias.unwrap_or(weight))
             .bind(d_output.slice(n0 * ys, n * ys))
@@ -86,19 +105,21 @@ pub(super) fn backward_input(
     Ok(())
 }
 
-pub(super) fn backward_weight(rec: &mut Recorder<'_>, g: &Geom, s: Source, input: View, d_output: View, d_weight: View) -> Result<()> {
+pub(super) fn backward_weight(rec: &mut Recorder<'_>, problem: &Problem, input: Input, d_output: View, d_weight: View) -> Result<()> {
+    let (g, s) = (&problem.geom, problem.source);
     let elements = g.taps() * g.out_channels * s.channels;
     let (xs, ys, flops) = (g.input_sample(s.channels), g.output_sample(), g.flops_per_sample(s.channels));
-    let parts = batch_parts(rec.caps, "conv3d", g.batch, &[xs, ys], flops)?;
+    let parts = problem.parts(rec.caps)?;
     let o = g.output();
     let rows = parts[0].1 * o[0] * o[1];
     let splits = split_count(rec, elements, rows, 0, elements.div_ceil(64));
     let part = rec.scratch(elements * splits);
+    let text = text(problem.input, problem.output, Dtype::F32, input.norm.is_some());
     for (i, &(n0, n)) in parts.iter().enumerate() {
-        let d = Dispatch::new("conv3d", "backward_weight", source())
-            .bind(input.slice(n0 * xs, n * xs))
-            .bind(d_output.slice(n0 * ys, n * ys))
-            .bind(part);
+        let d = Dispatch::new("conv3d", "backward_weight", text.clone())
+            .bind(input.view.slice(n0 * xs, n * xs))
+            .bind(d_output.slice(n0 * ys, n * ys));
+        let d = bind_some(d, input.norm).bind(part);
         rec.push(geometry(d, g, n, s, false, false, splits).items(elements * splits, 64).flops(flops * n as u64));
         sum(rec, g, s, part, splits, i > 0, d_weight);
     }

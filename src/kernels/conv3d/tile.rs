@@ -7,14 +7,38 @@
 use std::fmt::Write;
 use std::sync::Arc;
 
-use super::{Geom, Source, plain};
+use super::plain::{self, bind_some};
+use super::{Geom, Input, Output, Pass, Problem, Source};
 use crate::error::Result;
-use crate::gpu::{Dispatch, Recorder, View};
-use crate::kernels::{Const, batch_parts, specialise};
+use crate::gpu::{Caps, Dispatch, Dtype, Recorder, View};
+use crate::kernels::{Const, specialise};
 
-/// Whether `columns`, the channels a tile kernel owns in fours, suit it; those it sums over always do.
-pub(super) fn fits(columns: usize) -> bool {
-    columns.is_multiple_of(4)
+/// Whether the tiles can do it: the channels that they own come in fours (those they sum over may be any number), and
+/// an input gradient is a convolution itself, at stride 1 or over blocks.
+pub(super) fn fits(p: &Problem) -> bool {
+    let g = &p.geom;
+    match p.pass {
+        Pass::Forward | Pass::WeightGrad => g.out_channels.is_multiple_of(4),
+        Pass::InputGrad => {
+            let same = g.stride == [1; 3] && (0..3).all(|a| g.padding[a] < g.kernel[a]);
+            p.source.channels.is_multiple_of(4) && (same || g.blocks())
+        }
+    }
+}
+
+/// The type of `lot` numbers as they are stored.
+fn stored(lot: usize, dtype: Dtype) -> Const {
+    Const::Type(match (lot, dtype) {
+        (4, Dtype::F32) => "vec4<f32>",
+        (4, Dtype::F16) => "vec4<f16>",
+        (_, Dtype::F32) => "f32",
+        (_, Dtype::F16) => "f16",
+    })
+}
+
+/// The text of `load`ed numbers after batch norm and ReLU.
+fn normalised(load: &str) -> String {
+    format!("max(({load} - mean) * factor + shift, Elem())")
 }
 
 /// Input channels that one load takes: four, or one where their number is no multiple of four.
@@ -97,10 +121,12 @@ impl Tile {
         if self.sub8 { 8 } else { 64 }
     }
 
-    fn header(&self, tw: usize, wide: usize, blocks: usize, body: usize) -> Vec<(&'static str, Const)> {
+    /// The constants of a text that reads a tensor stored as `read`.
+    fn header(&self, read: Dtype, tw: usize, wide: usize, blocks: usize, body: usize) -> Vec<(&'static str, Const)> {
         let u = Const::U32;
         vec![
-            ("Elem", Const::Type(if lot(self.rows) == 4 { "vec4<f32>" } else { "f32" })),
+            ("Elem", stored(lot(self.rows), Dtype::F32)),
+            ("Read", stored(lot(self.rows), read)),
             ("LANES", u(self.lanes())),
             ("TW", u(tw)),
             ("WIDE4", u(wide / 4)),
@@ -151,8 +177,8 @@ impl Tile {
         s
     }
 
-    /// Loads `x<i>` from `input[base + o<i>]`, zero outside the grid.
-    fn loads(&self, outside: &[bool], base: &str) -> String {
+    /// Loads `x<i>` from `input[base + o<i>]`, with `norm` normalised, zero outside the grid.
+    fn loads(&self, outside: &[bool], base: &str, norm: bool) -> String {
         let mut s = String::new();
         let rows = rows_leave(self);
         for (i, &leaves) in outside.iter().enumerate() {
@@ -162,7 +188,8 @@ impl Tile {
                 (false, true) => Some(format!("v{i}")),
                 (true, true) => Some(format!("inside && v{i}")),
             };
-            let load = format!("input[{base} + o{i}]");
+            let load = format!("Elem(input[{base} + o{i}])");
+            let load = if norm { normalised(&load) } else { load };
             let _ = match valid {
                 None => writeln!(s, "let x{i} = {load};"),
                 Some(v) => writeln!(s, "let x{i} = select(Elem(), {load}, {v});"),
@@ -172,7 +199,8 @@ impl Tile {
     }
 
     /// Text of the forward kernel with `wide` output channels an invocation.
-    fn forward_text(&self, wide: usize, blocks: usize, bias: bool, accumulate: bool) -> Arc<str> {
+    fn forward_text(&self, wide: usize, blocks: usize, l: &Launch) -> Arc<str> {
+        let (bias, norm) = (l.bias.is_some(), l.norm.is_some());
         let (tw, quads) = (self.tw(), wide / 4);
         let outside = taps_along_w(self, tw);
         let body_len = self.body(wide);
@@ -191,7 +219,10 @@ impl Tile {
                 let _ = writeln!(body, "let q{k} = packed[k + {}u + lane];", 8 * k);
             }
         }
-        body += &self.loads(&outside, "row");
+        if norm {
+            body += "let mean = norm[c]; let factor = norm[CIN + c]; let shift = norm[2u * CIN + c];\n";
+        }
+        body += &self.loads(&outside, "row", norm);
         for i in 0..weights {
             let (r, kw, j) = (i % quads, i / quads % self.kernel[2], i / (quads * self.kernel[2]));
             let v = if self.sub8 { format!("subgroupBroadcast(q{}, {}u)", i / 8, i % 8) } else { format!("packed[k + {i}u]") };
@@ -201,26 +232,56 @@ impl Tile {
             }
             body += " }\n";
         }
+        let ragged = |t: usize| t > 0 && !self.out[2].is_multiple_of(tw);
         let mut store = String::new();
         for t in 0..tw {
-            let ragged = t > 0 && !self.out[2].is_multiple_of(tw);
-            if ragged {
+            if ragged(t) {
                 let _ = writeln!(store, "if wb * TW + {t}u < OW {{");
             }
             for r in 0..quads {
                 let at = format!("output[out + {t}u * FW * CO4 + {r}u]");
-                let _ = if accumulate { writeln!(store, "{at} += a{t}_{r};") } else { writeln!(store, "{at} = a{t}_{r};") };
+                if l.accumulate {
+                    let _ = writeln!(store, "a{t}_{r} += vec4<f32>({at});");
+                }
+                let _ = writeln!(store, "{at} = Written(a{t}_{r});");
             }
-            if ragged {
+            if ragged(t) {
                 store += "}\n";
             }
         }
+        let mut statistics = String::new();
+        if l.statistics.is_some() {
+            // Over the workgroup's rows: lanes and the tile's outputs that are none count nothing.
+            let total = |v: &str| if self.sub8 { format!("subgroupAdd({v})") } else { format!("group_sum({v}, t)") };
+            let own = |t: usize| if ragged(t) { format!("live && wb * TW + {t}u < OW") } else { "live".to_owned() };
+            for t in 0..tw {
+                let _ = writeln!(statistics, "let own{t} = {};", own(t));
+            }
+            let sum_of = |f: &dyn Fn(usize) -> String| (0..tw).map(f).collect::<Vec<_>>().join(" + ");
+            let counted = sum_of(&|t| format!("select(0.0, 1.0, own{t})"));
+            let _ = writeln!(statistics, "let rows_n = {};", total(&format!("vec4<f32>({counted})")));
+            statistics += "let to = (p.first_partial + group % blocks) * 3u * CO4 + block * WIDE4;\n";
+            for r in 0..quads {
+                let sum = total(&sum_of(&|t| format!("select(vec4<f32>(), a{t}_{r}, own{t})")));
+                let _ = writeln!(statistics, "let mean{r} = {sum} / max(rows_n, vec4<f32>(1.0));");
+                for t in 0..tw {
+                    let _ = writeln!(statistics, "let d{t}_{r} = select(vec4<f32>(), a{t}_{r} - mean{r}, own{t});");
+                }
+                let _ = writeln!(statistics, "let squares{r} = {};", total(&sum_of(&|t| format!("d{t}_{r} * d{t}_{r}"))));
+            }
+            statistics += "if t == 0u && group < p.last {\n";
+            for r in 0..quads {
+                let _ = writeln!(statistics, "statistics[to + {r}u] = rows_n;");
+                let _ = writeln!(statistics, "statistics[to + CO4 + {r}u] = mean{r};");
+                let _ = writeln!(statistics, "statistics[to + 2u * CO4 + {r}u] = squares{r};");
+            }
+            statistics += "}\n";
+        }
         let signature = self.signature("forward");
-        specialise(
-            "conv3d_tile",
-            &self.header(tw, wide, blocks, body_len),
-            &[("signature", &signature), ("begin", &begin), ("body", &body), ("store", &store)],
-        )
+        let mut header = self.header(l.input.dtype, tw, wide, blocks, body_len);
+        header.push(("Written", stored(4, l.output.dtype)));
+        let blocks = [("signature", &signature[..]), ("begin", &begin), ("body", &body), ("store", &store), ("statistics", &statistics)];
+        specialise("conv3d_tile", &header, &blocks)
     }
 
     /// vec4 per packed (block, kd, kh, input lot), rounded up so that every lane's load stays inside.
@@ -228,11 +289,14 @@ impl Tile {
         (self.kernel[2] * wide / 4 * lot(self.rows)).next_multiple_of(8)
     }
 
-    /// Text of the weight-gradient kernel.
-    fn weight_text(&self, wide: usize, blocks: usize) -> Arc<str> {
+    /// Text of the weight-gradient kernel, from tensors stored as given.
+    fn weight_text(&self, wide: usize, blocks: usize, input: Dtype, gradient: Dtype, norm: bool) -> Arc<str> {
         let (tw, quads, kw_n) = (self.tw(), wide / 4, self.kernel[2]);
         let outside = taps_along_w(self, tw);
         let mut begin = String::new();
+        if norm {
+            begin += "    let mean = norm[c]; let factor = norm[CIN + c]; let shift = norm[2u * CIN + c];\n";
+        }
         // Four input channels by each output channel, or one input channel by output channels in fours.
         let lot = lot(self.rows);
         let owned = if lot == 4 { wide } else { quads };
@@ -253,24 +317,24 @@ impl Tile {
                     let _ = writeln!(body, "let f{k} = wb * TW + {voxel} < OW;");
                     let _ = writeln!(
                         body,
-                        "let q{k} = select(vec4<f32>(), d_output[select(row * OW * CO4, y + {voxel} * CO4 + e{k} % {quads}u, f{k})], f{k});"
+                        "let q{k} = select(vec4<f32>(), vec4<f32>(d_output[select(row * OW * CO4, y + {voxel} * CO4 + e{k} % {quads}u, f{k})]), f{k});"
                     );
                 } else {
-                    let _ = writeln!(body, "let q{k} = d_output[y + {voxel} * CO4 + e{k} % {quads}u];");
+                    let _ = writeln!(body, "let q{k} = vec4<f32>(d_output[y + {voxel} * CO4 + e{k} % {quads}u]);");
                 }
             }
         }
-        body += &self.loads(&outside, "x");
+        body += &self.loads(&outside, "x", norm);
         for i in 0..values {
             let (t, r) = (i / quads, i % quads);
             let v = if self.sub8 {
                 format!("subgroupBroadcast(q{}, {}u)", i / 8, i % 8)
             } else if ragged && t > 0 {
                 format!(
-                    "select(vec4<f32>(), d_output[select(row * OW * CO4, y + {t}u * CO4 + {r}u, wb * TW + {t}u < OW)], wb * TW + {t}u < OW)"
+                    "select(vec4<f32>(), vec4<f32>(d_output[select(row * OW * CO4, y + {t}u * CO4 + {r}u, wb * TW + {t}u < OW)]), wb * TW + {t}u < OW)"
                 )
             } else {
-                format!("d_output[y + {t}u * CO4 + {r}u]")
+                format!("vec4<f32>(d_output[y + {t}u * CO4 + {r}u])")
             };
             let _ = write!(body, "{{ let v = {v};");
             for kw in 0..kw_n {
@@ -293,11 +357,9 @@ impl Tile {
             }
         }
         let signature = self.signature("backward_weight");
-        specialise(
-            "conv3d_tile_weight",
-            &self.header(tw, wide, blocks, 0),
-            &[("signature", &signature), ("begin", &begin), ("body", &body), ("store", &store)],
-        )
+        let mut header = self.header(input, tw, wide, blocks, 0);
+        header.push(("Gradient", stored(4, gradient)));
+        specialise("conv3d_tile_weight", &header, &[("signature", &signature), ("begin", &begin), ("body", &body), ("store", &store)])
     }
 }
 
@@ -335,36 +397,59 @@ fn pack(rec: &mut Recorder<'_>, mode: Pack, g: &Geom, s: Source, t: &Tile, wide:
     packed
 }
 
+/// The tensors of a launch of the forward kernel, which input gradients use as well.
+struct Launch {
+    input: View,
+    norm: Option<View>,
+    bias: Option<View>,
+    output: View,
+    statistics: Option<View>,
+    accumulate: bool,
+}
+
 pub(super) fn forward(
     rec: &mut Recorder<'_>,
     sub8: bool,
-    g: &Geom,
-    s: Source,
-    input: View,
+    problem: &Problem,
+    input: Input,
     weight: View,
-    bias: Option<View>,
-    output: View,
+    output: &Output,
     accumulate: bool,
 ) -> Result<()> {
-    let g = &g.flattened();
+    let p = &Problem { geom: problem.geom.flattened(), ..*problem };
+    let (g, s) = (&p.geom, p.source);
     let t = Tile::of(g, s, sub8);
     let wide = wide(g.out_channels, 16);
     let blocks = g.out_channels / wide;
     let packed = pack(rec, Pack::Forward, g, s, &t, wide, blocks, weight);
-    launch(rec, &t, g, s, wide, blocks, (input, g.input_sample(s.channels)), packed, bias, (output, g.output_sample()), accumulate)
+    let &Output { view, bias, statistics } = output;
+    let l = Launch { input: input.view, norm: input.norm, bias, output: view, statistics, accumulate };
+    launch(rec, &t, p, wide, blocks, packed, &l)
+}
+
+/// Workgroups along the output's rows of `samples` samples, each of which writes one partial.
+fn row_groups(t: &Tile, samples: usize) -> usize {
+    (samples * t.out[0] * t.out[1] * t.out[2].div_ceil(t.tw())).div_ceil(t.lanes())
+}
+
+/// Partial statistics that [`forward`] writes.
+pub(super) fn partials(caps: &Caps, sub8: bool, problem: &Problem) -> Result<usize> {
+    let p = Problem { geom: problem.geom.flattened(), ..*problem };
+    let t = Tile::of(&p.geom, p.source, sub8);
+    Ok(p.parts(caps)?.iter().map(|part| row_groups(&t, part.1)).sum())
 }
 
 pub(super) fn backward_input(
     rec: &mut Recorder<'_>,
     sub8: bool,
-    g: &Geom,
-    s: Source,
+    problem: &Problem,
     d_output: View,
     weight: View,
     bias: Option<View>,
     d_input: View,
 ) -> Result<()> {
-    let g = &g.flattened();
+    let p = &Problem { geom: problem.geom.flattened(), ..*problem };
+    let (g, s) = (&p.geom, p.source);
     let blocks_mode = g.blocks() && g.kernel != [1; 3];
     let t = if blocks_mode {
         Tile {
@@ -395,32 +480,25 @@ pub(super) fn backward_input(
     let blocks = s.channels / wide * t.factor.iter().product::<usize>();
     let mode = if blocks_mode { Pack::Blocks } else { Pack::Flipped };
     let packed = pack(rec, mode, g, s, &t, wide, blocks, weight);
-    launch(rec, &t, g, s, wide, blocks, (d_output, g.output_sample()), packed, bias, (d_input, g.input_sample(s.channels)), false)
+    let l = Launch { input: d_output, norm: None, bias, output: d_input, statistics: None, accumulate: false };
+    launch(rec, &t, p, wide, blocks, packed, &l)
 }
 
-fn launch(
-    rec: &mut Recorder<'_>,
-    t: &Tile,
-    g: &Geom,
-    s: Source,
-    wide: usize,
-    blocks: usize,
-    (input, xs): (View, usize),
-    packed: View,
-    bias: Option<View>,
-    (output, ys): (View, usize),
-    accumulate: bool,
-) -> Result<()> {
-    let text = t.forward_text(wide, blocks, bias.is_some(), accumulate);
-    let flops = g.flops_per_sample(s.channels);
-    let items = t.out[0] * t.out[1] * t.out[2].div_ceil(t.tw());
-    for (n0, n) in batch_parts(rec.caps, "conv3d", g.batch, &[xs, ys], flops)? {
-        let mut d = Dispatch::new("conv3d", "forward", text.clone()).bind(input.slice(n0 * xs, n * xs)).bind(packed);
-        if let Some(bias) = bias {
-            d = d.bind(bias);
-        }
-        let d = d.bind(output.slice(n0 * ys, n * ys)).param("samples", n);
-        push_runs(rec, &d, (n * items).div_ceil(t.lanes()) * blocks, flops * n as u64);
+fn launch(rec: &mut Recorder<'_>, t: &Tile, p: &Problem, wide: usize, blocks: usize, packed: View, l: &Launch) -> Result<()> {
+    let (g, channels) = (&p.geom, p.source.channels);
+    let [xs, ys] = match p.pass {
+        Pass::InputGrad => [g.output_sample(), g.input_sample(channels)],
+        Pass::Forward | Pass::WeightGrad => [g.input_sample(channels), g.output_sample()],
+    };
+    let text = t.forward_text(wide, blocks, l);
+    let flops = g.flops_per_sample(channels);
+    let mut partial = 0;
+    for (n0, n) in p.parts(rec.caps)? {
+        let d = Dispatch::new("conv3d", "forward", text.clone()).bind(l.input.slice(n0 * xs, n * xs)).bind(packed);
+        let d = bind_some(bind_some(d, l.bias), l.norm).bind(l.output.slice(n0 * ys, n * ys));
+        let d = bind_some(d, l.statistics).param("samples", n).param("first_partial", partial);
+        push_runs(rec, &d, row_groups(t, n) * blocks, flops * n as u64);
+        partial += row_groups(t, n);
     }
     Ok(())
 }
@@ -439,32 +517,30 @@ fn push_runs(rec: &mut Recorder<'_>, d: &Dispatch, groups: usize, flops: u64) {
 pub(super) fn backward_weight(
     rec: &mut Recorder<'_>,
     sub8: bool,
-    g: &Geom,
-    s: Source,
-    input: View,
+    problem: &Problem,
+    input: Input,
     d_output: View,
     d_weight: View,
 ) -> Result<()> {
-    let g = &g.flattened();
+    let p = &Problem { geom: problem.geom.flattened(), ..*problem };
+    let (g, s) = (&p.geom, p.source);
     let t = Tile::of(g, s, sub8);
     let wide = wide(g.out_channels, if g.kernel[2] <= 2 { 16 } else { 8 });
     let blocks = g.out_channels / wide;
     let elements = g.taps() * g.out_channels * s.channels;
     let (xs, ys, flops) = (g.input_sample(s.channels), g.output_sample(), g.flops_per_sample(s.channels));
-    let parts = batch_parts(rec.caps, "conv3d", g.batch, &[xs, ys], flops)?;
+    let parts = p.parts(rec.caps)?;
     let groups = (g.kernel[0] * g.kernel[1] * (s.channels / lot(s.channels))).div_ceil(t.lanes()) * blocks;
     let rows = parts[0].1 * t.out[0] * t.out[1];
     let row_bytes = (g.input[2] * s.channels + t.out[2] * g.out_channels) * 4;
     let splits = plain::split_count(rec, elements, rows, row_bytes, groups);
     let part = rec.scratch(elements * splits);
-    let text = t.weight_text(wide, blocks);
+    let text = t.weight_text(wide, blocks, p.input, p.output, input.norm.is_some());
     for (i, &(n0, n)) in parts.iter().enumerate() {
         let d = Dispatch::new("conv3d", "backward_weight", text.clone())
-            .bind(input.slice(n0 * xs, n * xs))
-            .bind(d_output.slice(n0 * ys, n * ys))
-            .bind(part)
-            .param("samples", n)
-            .param("splits", splits);
+            .bind(input.view.slice(n0 * xs, n * xs))
+            .bind(d_output.slice(n0 * ys, n * ys));
+        let d = bind_some(d, input.norm).bind(part).param("samples", n).param("splits", splits);
         push_runs(rec, &d, groups * splits, flops * n as u64);
         plain::sum(rec, g, s, part, splits, i > 0, d_weight);
     }
