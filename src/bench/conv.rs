@@ -7,7 +7,7 @@ use super::pick::{elements, unflatten};
 use super::result::Check;
 use crate::error::{Error, Result};
 use crate::gpu::{Caps, Dtype, Recorder, View};
-use crate::kernels::conv3d::{self, Geom, Source, Variant};
+use crate::kernels::conv3d::{self, Geom, Input, Output, Source, Variant};
 
 /// Multiply-adds that the reference of one check may cost.
 const BUDGET: usize = 10_000_000;
@@ -131,27 +131,18 @@ fn sampled<const N: usize>(
 }
 
 fn variant(name: &str) -> Result<Variant> {
-    VARIANTS
-        .iter()
-        .find(|v| v.0 == name)
-        .map(|v| v.1)
-        .ok_or_else(|| Error::Usage(format!("--variant {name}: there is no such convolution")))
+    Variant::parse(name).ok_or_else(|| Error::Usage(format!("--variant {name}: there is no such convolution")))
 }
 
-const VARIANTS: [(&str, Variant); 3] = [("plain", Variant::Plain), ("tile", Variant::Tile), ("sub8", Variant::Sub8)];
-
 /// Names of the implementations of a pass on an adapter, the default first.
-fn candidates(caps: &Caps, g: &Geom, pass: Pass, source: Source) -> Vec<String> {
-    let rec = Recorder::new(caps);
-    let default = match pass {
-        Pass::Forward => conv3d::forward_variant(&rec, g),
-        Pass::InputGrad => conv3d::backward_input_variant(&rec, g, source),
-        Pass::WeightGrad => conv3d::backward_weight_variant(&rec, g),
+fn candidates(caps: &Caps, g: &Geom, pass: Pass, source: Source, dtype: Dtype) -> Vec<String> {
+    let pass = match pass {
+        Pass::Forward => conv3d::Pass::Forward,
+        Pass::InputGrad => conv3d::Pass::InputGrad,
+        Pass::WeightGrad => conv3d::Pass::WeightGrad,
     };
-    let runs = |v: Variant| v == Variant::Plain || default != Variant::Plain && (v != Variant::Sub8 || caps.subgroup8());
-    let mut out: Vec<_> = VARIANTS.iter().filter(|v| runs(v.1)).copied().collect();
-    out.sort_by_key(|v| v.1 != default);
-    out.into_iter().map(|v| v.0.to_owned()).collect()
+    let problem = conv3d::Problem { pass, geom: *g, source, input: dtype, output: dtype };
+    problem.candidates(caps).into_iter().map(|v| v.name().to_owned()).collect()
 }
 
 /// Kernel, stride and padding in words where they are not the usual 3×3×3, 1 and 1.
@@ -211,11 +202,14 @@ pub fn convolution(caps: &Caps, g: Geom, sources: &[Source], pass: Pass, bias: b
         match pass {
             Pass::Forward => recorded.iter().enumerate().try_for_each(|(i, &s)| {
                 let b = (bias && i == 0).then(|| v[n + 1]);
-                conv3d::forward_with(rec, variant, &g, s, v[i], v[n], b, v[n + 1 + usize::from(bias)], i > 0)
+                let output = Output { bias: b, ..Output::plain(v[n + 1 + usize::from(bias)]) };
+                conv3d::forward_with(rec, variant, &g, Input::plain(s, v[i]), v[n], &output, i > 0)
             }),
             Pass::InputGrad => conv3d::backward_input_with(rec, variant, &g, source, v[0], v[1], None, v[2]),
             Pass::WeightGrad => {
-                recorded.iter().enumerate().try_for_each(|(i, &s)| conv3d::backward_weight_with(rec, variant, &g, s, v[i], v[n], v[n + 1]))
+                let each =
+                    |(i, &s): (usize, &Source)| conv3d::backward_weight_with(rec, variant, &g, Input::plain(s, v[i]), v[n], v[n + 1]);
+                recorded.iter().enumerate().try_for_each(each)
             }
         }
     };
@@ -245,7 +239,7 @@ pub fn convolution(caps: &Caps, g: Geom, sources: &[Source], pass: Pass, bias: b
         }
     };
     let mut p = Problem::new("conv3d", pass.word(), shape, operands, flops, record, check);
-    p.variants = candidates(caps, &g, pass, source);
+    p.variants = candidates(caps, &g, pass, source, dtype);
     Ok(p)
 }
 
@@ -285,8 +279,8 @@ pub fn transposed(caps: &Caps, g: Geom, pass: Pass, bias: bool, dtype: Dtype) ->
         let variant = variant(name)?;
         match pass {
             Pass::Forward => conv3d::backward_input_with(rec, variant, &g, s, v[0], v[1], bias.then(|| v[2]), v[2 + usize::from(bias)]),
-            Pass::InputGrad => conv3d::forward_with(rec, variant, &g, s, v[0], v[1], None, v[2], false),
-            Pass::WeightGrad => conv3d::backward_weight_with(rec, variant, &g, s, v[0], v[1], v[2]),
+            Pass::InputGrad => conv3d::forward_with(rec, variant, &g, Input::plain(s, v[0]), v[1], &Output::plain(v[2]), false),
+            Pass::WeightGrad => conv3d::backward_weight_with(rec, variant, &g, Input::plain(s, v[0]), v[1], v[2]),
         }
     };
     let check = move |o: &[Operand], out: &Outputs| {
@@ -308,7 +302,7 @@ pub fn transposed(caps: &Caps, g: Geom, pass: Pass, bias: bool, dtype: Dtype) ->
     };
     let flops = g.batch as u64 * g.flops_per_sample(g.in_channels);
     let mut p = Problem::new("conv_transpose3d", pass.word(), shape, operands, flops, record, check);
-    p.variants = candidates(caps, &g, adjoint, s);
+    p.variants = candidates(caps, &g, adjoint, s, dtype);
     Ok(p)
 }
 

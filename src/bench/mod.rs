@@ -12,4 +12,5 @@ pub mod peak;
 pub mod pick;
 pub mod result;
 pub mod step;
+pub mod tune;
 pub mod wgsl;

@@ -11,7 +11,7 @@ use super::conv::{self, convolution};
 use super::measure::Rules;
 use super::op::{self, Prepared};
 use crate::error::{Error, Result};
-use crate::gpu::{Context, Dtype, Kind};
+use crate::gpu::{Context, Kind};
 use crate::kernels::conv3d::{Pass, Problem, Variant};
 use crate::plan::Plan;
 use crate::plan::tuning::{Candidate, Entry, Tuning};
@@ -163,7 +163,8 @@ pub fn measure(ctx: &Context, key: &str, left: Duration, kernels: &str) -> Resul
         let mut candidate = Candidate { variant: name.into(), seconds: None, error: None, refused: None };
         let spent = begun.elapsed();
         if best.is_some() && (spent >= left || hopeless(ctx, variant, problem.flops)) {
-            candidate.refused = Some(if spent >= left { "not tried: the time was up" } else { "not tried: far too slow for so large a shape" }.into());
+            candidate.refused =
+                Some(if spent >= left { "not tried: the time was up" } else { "not tried: far too slow for so large a shape" }.into());
             tried.push(candidate);
             continue;
         }
@@ -226,14 +227,6 @@ fn choose(tried: &[Candidate], default: &str) -> Option<String> {
     let own = able().find(|(c, _)| c.variant == default);
     let winner = own.filter(|(_, s)| *s <= seconds * (1.0 + MARGIN)).map_or(fastest, |(c, _)| c);
     Some(winner.variant.clone())
-}
-
-/// Storage of activations in words, for tables.
-pub fn dtype(d: Dtype) -> &'static str {
-    match d {
-        Dtype::F32 => "f32",
-        Dtype::F16 => "f16",
-    }
 }
 
 #[cfg(test)]

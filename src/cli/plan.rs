@@ -8,10 +8,11 @@ use super::text;
 use crate::config::{Config, Optimiser};
 use crate::discover::autoencoder;
 use crate::error::{Error, Result};
-use crate::gpu::{Caps, adapters};
+use crate::gpu::{Caps, Choices, adapters};
 use crate::graph::Home;
 use crate::model::{Mode, Spec};
-use crate::plan::{Plan, PlannedOp};
+use crate::plan::tuning::choices_for;
+use crate::plan::{Options, Plan, PlannedOp};
 use crate::train::network::Objective;
 use crate::train::update::moments;
 use crate::transform::Augment;
@@ -92,7 +93,8 @@ pub(super) fn run(common: &Common, a: &Args) -> Result<()> {
         Some("none") => Caps::minimal(),
         choice => adapters(choice)?.into_iter().find(|r| r.chosen).map_or_else(Caps::minimal, |r| r.caps),
     };
-    let needs = needs(&config, &caps, a.ops)?;
+    let choices = choices_for(&caps);
+    let needs = needs(&config, &caps, &choices, a.ops)?;
     if common.json {
         text::say_json(&json!({ "adapter": caps, "phases": needs }));
         return Ok(());
@@ -149,27 +151,55 @@ fn op_row(o: &Row) -> Vec<String> {
     vec![o.label.clone(), o.op.into(), o.shape.clone(), slots, giga(o.flops), format!("{:.2}", o.bytes as f64 / 1_048_576.0)]
 }
 
-/// What the phases of a whole run need, in their order.
-fn needs(config: &Config, caps: &Caps, ops: bool) -> Result<Vec<Need>> {
+/// A phase of a run.
+struct Stage {
+    objective: Objective,
+    spec: Spec,
+    batch: usize,
+    size: [usize; 3],
+    optimiser: Optimiser,
+}
+
+/// The phases of a whole run, in their order.
+fn stages(config: &Config, caps: &Caps) -> Result<Vec<Stage>> {
     let (t, classes) = (&config.train, config.model.classes);
     let ae = autoencoder::fitted(config, caps, config.discover.autoencoder.batch_size)?;
-    let input = ae.input.given().unwrap_or_else(|| config.autoencoder_input());
     let network = Spec::from(&config.model);
     let joint = Objective::Joint { classes, restoration: config.loss.restoration, classification: config.loss.classification };
-    let mut list = vec![(
-        Objective::Autoencoder { skips: ae.skips },
-        Spec::autoencoder(config.autoencoder_base(), config.model.depth),
-        ae.batch_size,
-        input,
-        Optimiser::Adam,
-    )];
+    let own = |objective| Stage { objective, spec: network.clone(), batch: t.batch_size, size: config.cube.size, optimiser: t.optimiser };
+    let mut list = vec![Stage {
+        objective: Objective::Autoencoder { skips: ae.skips },
+        spec: Spec::autoencoder(config.autoencoder_base(), config.model.depth),
+        batch: ae.batch_size,
+        size: ae.input.given().unwrap_or_else(|| config.autoencoder_input()),
+        optimiser: Optimiser::Adam,
+    }];
     if t.classification_epochs > 0 && t.max_steps != 1 {
-        list.push((Objective::Classification { classes }, network.clone(), t.batch_size, config.cube.size, t.optimiser));
+        list.push(own(Objective::Classification { classes }));
     }
-    list.push((joint, network, t.batch_size, config.cube.size, t.optimiser));
-    list.into_iter()
-        .map(|(objective, spec, batch, size, optimiser)| need(config, caps, objective, &spec, batch, size, optimiser, ops))
-        .collect()
+    list.push(own(joint));
+    Ok(list)
+}
+
+/// The plans of the phases of a whole run, training and validation, each with its phase's name.
+///
+/// # Errors
+/// What does not fit the adapter.
+pub(super) fn plans(config: &Config, caps: &Caps, choices: &Choices) -> Result<Vec<(&'static str, Plan)>> {
+    let options = Options { choices: choices.clone(), ..Options::default() };
+    let mut out = Vec::new();
+    for s in stages(config, caps)? {
+        for mode in [Mode::Train, Mode::Evaluate] {
+            let graph = s.objective.graph(&s.spec, s.batch, s.size, mode)?;
+            out.push((s.objective.word(), Plan::with(&graph, caps, &options).map_err(|e| of_phase(s.objective, e))?));
+        }
+    }
+    Ok(out)
+}
+
+/// What the phases need.
+fn needs(config: &Config, caps: &Caps, choices: &Choices, ops: bool) -> Result<Vec<Need>> {
+    stages(config, caps)?.iter().map(|s| need(config, caps, choices, s, ops)).collect()
 }
 
 /// Limits name the phase that meets them, and its own settings.
@@ -182,17 +212,11 @@ fn of_phase(objective: Objective, e: Error) -> Error {
     }
 }
 
-fn need(
-    config: &Config,
-    caps: &Caps,
-    objective: Objective,
-    spec: &Spec,
-    batch: usize,
-    size: [usize; 3],
-    optimiser: Optimiser,
-    ops: bool,
-) -> Result<Need> {
-    let plan = |mode| Plan::new(&objective.graph(spec, batch, size, mode)?, caps);
+fn need(config: &Config, caps: &Caps, choices: &Choices, stage: &Stage, ops: bool) -> Result<Need> {
+    let Stage { objective, spec, batch, size, optimiser } = stage;
+    let (objective, batch, size, optimiser) = (*objective, *batch, *size, *optimiser);
+    let options = Options { choices: choices.clone(), ..Options::default() };
+    let plan = |mode| Plan::with(&objective.graph(spec, batch, size, mode)?, caps, &options);
     let (train, evaluate) = (plan(Mode::Train), plan(Mode::Evaluate));
     let (train, evaluate) = (train.map_err(|e| of_phase(objective, e))?, evaluate.map_err(|e| of_phase(objective, e))?);
     let distorted = !matches!(objective, Objective::Autoencoder { .. });
@@ -252,7 +276,7 @@ mod tests {
             "cube.size=[16,16,8]",
             "discover.autoencoder.input=[16,16,8]",
         ];
-        let of = |extra: &str| needs(&sets(&[&small[..], &[extra]].concat()), &Caps::minimal(), true).unwrap();
+        let of = |extra: &str| needs(&sets(&[&small[..], &[extra]].concat()), &Caps::minimal(), &Choices::default(), true).unwrap();
         let (one, two) = (of("train.batch_size=4"), of("train.batch_size=8"));
         assert_eq!(one.iter().map(|n| n.phase).collect::<Vec<_>>(), ["autoencoder", "classification", "joint"]);
         assert_eq!(one[0].flops_per_step, two[0].flops_per_step);

@@ -2,19 +2,21 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::args::{Common, RunArgs};
 use super::run::{self, DISCOVER, PREPARED, Run, Source};
 use super::watch::Watch;
-use super::{previews, stop, text};
-use crate::config::{Auto, Config, Filter};
+use super::{previews, stop, text, tune};
+use crate::config::{Auto, Config, Filter, Tune};
 use crate::data::prepare::{Progress as Step, prepare_if};
 use crate::data::store::{Split, Store};
 use crate::discover::coordinates::Rules;
 use crate::discover::manifest::{Header, Manifest};
 use crate::error::{Error, Result};
 use crate::files;
-use crate::gpu::Context;
+use crate::gpu::{Choices, Context};
+use crate::plan::tuning::choices_for;
 use crate::report::progress::Progress;
 
 /// Label maps that are named one by one.
@@ -79,6 +81,8 @@ pub(super) fn begin(common: &Common, args: &RunArgs, inputs: &[PathBuf], preset:
         let store = store(&run, &source, inputs.is_empty(), &config, common.json)?;
         adopt(&mut config, &source, &store);
         run.begin(&config, &source, &ctx)?;
+        ctx.choose(choices(&run, &ctx, &config, common.json)?);
+        run.keep_choices(&ctx.choices())?;
         Ok(store)
     })();
     match ready {
@@ -90,6 +94,23 @@ pub(super) fn begin(common: &Common, args: &RunArgs, inputs: &[PathBuf], preset:
             run.undo();
             run.restore(before.as_ref());
             Err(e)
+        }
+    }
+}
+
+/// The kernels' variants that a run uses: those it began with, else those that `train.tune` asks for.
+fn choices(run: &Run, ctx: &Context, config: &Config, json: bool) -> Result<Choices> {
+    if let Some(begun) = run.choices()? {
+        return Ok(begun);
+    }
+    match config.train.tune {
+        Tune::Off => Ok(Choices::default()),
+        Tune::Cached => Ok(choices_for(ctx.caps())),
+        Tune::Full => {
+            let budget = Duration::from_secs(config.train.tune_seconds as u64);
+            let (tuning, _) = tune::search_for(ctx, config, budget, false, json)?;
+            stop::check()?;
+            Ok(tuning.choices())
         }
     }
 }

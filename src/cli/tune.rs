@@ -144,7 +144,11 @@ pub(super) fn run(common: &Common, a: &Args) -> Result<()> {
         What::Export(e) => {
             tuning.export(&e.file)?;
             let n = tuning.entries().count();
-            said(common, &json!({ "entries": n, "forced": tuning.forced(), "file": e.file }), &format!("{n} entries written to {}", e.file.display()))
+            said(
+                common,
+                &json!({ "entries": n, "forced": tuning.forced(), "file": e.file }),
+                &format!("{n} entries written to {}", e.file.display()),
+            )
         }
         What::Import(i) => {
             let found = tuning.import(&i.file, i.force)?;

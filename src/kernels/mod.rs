@@ -13,6 +13,7 @@ pub mod batch_norm;
 pub mod check;
 pub mod conv3d;
 pub mod elementwise;
+mod fingerprint;
 pub mod knn;
 pub mod loss;
 pub mod optimiser;
@@ -22,6 +23,8 @@ pub mod reduce;
 mod rows;
 pub mod transform;
 pub mod upsample;
+
+pub use fingerprint::fingerprint;
 
 #[cfg(test)]
 mod difference;
@@ -68,12 +71,6 @@ fn file(name: &str) -> &'static str {
         "transform_shuffle" => "transform_shuffle.wgsl",
         "upsample" => "upsample.wgsl",
     }
-}
-
-/// Hash of the texts of the kernels whose variants are chosen by measurement, as they are made for an adapter.
-pub fn fingerprint(_caps: &crate::gpu::Caps) -> String {
-    let texts: Vec<&str> = ["conv3d", "conv3d_pack", "conv3d_sum", "conv3d_tile", "conv3d_tile_weight"].map(file).into();
-    crate::files::sha256_hex(texts.concat().as_bytes())[..16].to_owned()
 }
 
 /// A constant that a shader expects to be defined before its text.

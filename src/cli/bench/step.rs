@@ -10,7 +10,7 @@ use crate::bench::measure::Rules;
 use crate::bench::peak::Roof;
 use crate::bench::result::{Document, Environment, Row};
 use crate::bench::step::{self, Model, Report, Setup};
-use crate::config::{Config, Preset};
+use crate::config::Preset;
 use crate::error::{Error, Result};
 
 /// Options of `bench step`.
@@ -70,14 +70,7 @@ pub(super) fn run(common: &Common, a: &Args) -> Result<()> {
     let mut document = Document::new(Environment::here(ctx.caps()), roof);
     document.rows = report.rows().cloned().collect();
     finish(common, &document, a.json_file.as_deref(), || {
-        text::say(format_args!(
-            "{} base {}, {} cubes of {} on {}",
-            a.model,
-            a.base,
-            a.batch,
-            text::by(&a.cube),
-            ctx.caps().name
-        ));
+        text::say(format_args!("{} base {}, {} cubes of {} on {}", a.model, a.base, a.batch, text::by(&a.cube), ctx.caps().name));
         lines(&report).iter().for_each(text::say);
         if a.layers && !report.layers.is_empty() {
             text::say(layers(&report));

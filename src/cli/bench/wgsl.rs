@@ -12,7 +12,7 @@ use crate::bench::result::{Document, Environment, Row};
 use crate::bench::wgsl::{self, Refusal, Task, Text};
 use crate::error::{Error, Result};
 use crate::files;
-use crate::gpu::{Caps, Context, Target, adapters};
+use crate::gpu::{Caps, Context, Target};
 
 /// How often a watched file is looked at.
 const POLL: Duration = Duration::from_millis(200);
