@@ -51,10 +51,10 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) cou
                 if zw < PW || zw - PW >= W {
                     continue;
                 }
-                let from = (((n * D + zd - PD) * H + zh - PH) * W + zw - PW) * CI;
+                let start = (((n * D + zd - PD) * H + zh - PH) * W + zw - PW) * CI;
                 let tap = (((kd * KH + kh) * KW + kw) * CO + o) * CI;
                 for (var c = 0u; c < CI; c++) {
-                    sum += x[from + c] * weight[tap + c];
+                    sum += x[start + c] * weight[tap + c];
                 }
             }
         }
@@ -91,10 +91,10 @@ fn backward_input(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgrou
                 if kw > w + PW || zw % SW != 0u || zw / SW >= OW {
                     continue;
                 }
-                let from = (((n * OD + zd / SD) * OH + zh / SH) * OW + zw / SW) * CO;
+                let start = (((n * OD + zd / SD) * OH + zh / SH) * OW + zw / SW) * CO;
                 let tap = ((kd * KH + kh) * KW + kw) * CO * CI + c;
                 for (var o = 0u; o < CO; o++) {
-                    sum += d_y[from + o] * weight[tap + o * CI];
+                    sum += d_y[start + o] * weight[tap + o * CI];
                 }
             }
         }
@@ -131,9 +131,9 @@ fn backward_weight(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgro
                     if zw < PW || zw - PW >= W {
                         continue;
                     }
-                    let from = (((n * D + zd - PD) * H + zh - PH) * W + zw - PW) * CI;
-                    let to = (((n * OD + d) * OH + h) * OW + w) * CO;
-                    sum += x[from + c] * d_out[to + o];
+                    let start = (((n * D + zd - PD) * H + zh - PH) * W + zw - PW) * CI;
+                    let end = (((n * OD + d) * OH + h) * OW + w) * CO;
+                    sum += x[start + c] * d_out[end + o];
                 }
             }
         }
