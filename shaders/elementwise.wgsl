@@ -1,4 +1,5 @@
-// Sum of two tensors, product with a number, and filling with a number; an invocation takes TURNS vectors.
+// Sum of two tensors, product with a number, adding such a product to a sum, and filling with a number; an invocation
+// takes TURNS vectors.
 // uses: grid
 // expects: Elem (f32 or vec4<f32>)
 struct Params { n: u32, number: f32 }                                   // vectors; factor or value
@@ -25,6 +26,15 @@ fn scale(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: v
     for (var turn = 0u; turn < TURNS; turn++) {
         let i = first + turn * LANES;
         if i < params.n { output[i] = a[i] * params.number; }
+    }
+}
+
+@compute @workgroup_size(LANES)
+fn accumulate(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let first = flat_group(wg, count) * LANES * TURNS + lane;
+    for (var turn = 0u; turn < TURNS; turn++) {
+        let i = first + turn * LANES;
+        if i < params.n { output[i] += a[i] * params.number; }
     }
 }
 

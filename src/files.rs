@@ -51,33 +51,30 @@ pub fn create_dir(dir: &Path) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(Error::io("create", dir))
 }
 
+/// The user's folder for what this program can make again (compiled pipelines, tuned variants): `SEMGEN_CACHE`, where
+/// `none` means no folder, else the system's place for caches.
+pub fn cache_dir() -> Option<PathBuf> {
+    cache_dir_of(|name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from), std::env::consts::OS)
+}
+
+fn cache_dir_of(variable: impl Fn(&str) -> Option<PathBuf>, os: &str) -> Option<PathBuf> {
+    match variable("SEMGEN_CACHE") {
+        Some(word) if word.as_os_str() == "none" => return None,
+        Some(given) => return Some(given),
+        None => {}
+    }
+    let home = |rest: &str| variable("HOME").map(|home| home.join(rest));
+    let place = match os {
+        "windows" => variable("LOCALAPPDATA"),
+        "macos" => home("Library/Caches"),
+        _ => variable("XDG_CACHE_HOME").filter(|p| p.is_absolute()).or_else(|| home(".cache")),
+    };
+    place.map(|p| p.join("semgen"))
+}
+
 /// SHA-256 of `bytes` in hexadecimal.
 pub fn sha256_hex(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
-}
-
-/// Where measurements and compiled pipelines are kept between runs: `SEMGEN_CACHE` where it is set, else `semgen` in
-/// the user's cache folder (`XDG_CACHE_HOME`, `~/.cache`; `~/Library/Caches` on macOS, `LOCALAPPDATA` on Windows).
-/// `None` where there is no such place. The folder may not exist yet.
-pub fn cache_dir() -> Option<PathBuf> {
-    let of = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    cache_dir_from(of)
-}
-
-/// [`cache_dir`] with the environment given.
-fn cache_dir_from(of: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
-    if let Some(dir) = of("SEMGEN_CACHE") {
-        return Some(dir);
-    }
-    let home = || of("HOME");
-    let base = if cfg!(windows) {
-        of("LOCALAPPDATA")
-    } else if cfg!(target_os = "macos") {
-        home().map(|h| h.join("Library/Caches"))
-    } else {
-        of("XDG_CACHE_HOME").filter(|d| d.is_absolute()).or_else(|| home().map(|h| h.join(".cache")))
-    };
-    base.map(|dir| dir.join("semgen"))
 }
 
 #[cfg(test)]
@@ -99,18 +96,28 @@ mod tests {
     }
 
     #[test]
-    fn sha256_of_nothing_is_the_known_one() {
-        assert_eq!(sha256_hex(b""), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+    fn the_cache_lies_where_the_system_or_the_user_says() {
+        let of = |os: &str, set: &[(&str, &str)]| {
+            let dir = cache_dir_of(|name| set.iter().find(|(n, _)| *n == name).map(|(_, v)| PathBuf::from(v)), os);
+            dir.map(|d| d.to_string_lossy().replace('\\', "/"))
+        };
+        let home = ("HOME", "/h");
+        assert_eq!(of("linux", &[home]).as_deref(), Some("/h/.cache/semgen"));
+        assert_eq!(of("macos", &[home]).as_deref(), Some("/h/Library/Caches/semgen"));
+        assert_eq!(of("windows", &[("LOCALAPPDATA", "/l")]).as_deref(), Some("/l/semgen"));
+        assert_eq!(of("linux", &[]), None);
+        for os in ["linux", "macos", "windows"] {
+            assert_eq!(of(os, &[home, ("SEMGEN_CACHE", "/c")]).as_deref(), Some("/c"));
+            assert_eq!(of(os, &[home, ("LOCALAPPDATA", "/l"), ("SEMGEN_CACHE", "none")]), None);
+        }
+        if cfg!(unix) {
+            assert_eq!(of("linux", &[home, ("XDG_CACHE_HOME", "/x")]).as_deref(), Some("/x/semgen"));
+            assert_eq!(of("linux", &[home, ("XDG_CACHE_HOME", "relative")]).as_deref(), Some("/h/.cache/semgen"));
+        }
     }
 
     #[test]
-    fn the_cache_is_where_the_environment_says() {
-        let set = |pairs: &'static [(&str, &str)]| move |name: &str| pairs.iter().find(|p| p.0 == name).map(|p| PathBuf::from(p.1));
-        assert_eq!(cache_dir_from(set(&[("SEMGEN_CACHE", "/x"), ("HOME", "/h")])), Some(PathBuf::from("/x")));
-        if cfg!(target_os = "linux") {
-            assert_eq!(cache_dir_from(set(&[("XDG_CACHE_HOME", "/c"), ("HOME", "/h")])), Some(PathBuf::from("/c/semgen")));
-            assert_eq!(cache_dir_from(set(&[("XDG_CACHE_HOME", "relative"), ("HOME", "/h")])), Some(PathBuf::from("/h/.cache/semgen")));
-        }
-        assert_eq!(cache_dir_from(set(&[])), None);
+    fn sha256_of_nothing_is_the_known_one() {
+        assert_eq!(sha256_hex(b""), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
     }
 }

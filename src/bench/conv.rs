@@ -7,41 +7,15 @@ use super::pick::{elements, unflatten};
 use super::result::Check;
 use crate::error::{Error, Result};
 use crate::gpu::{Caps, Dtype, Recorder, View};
-use crate::kernels::conv3d::{self, Geom, Input, Output, Source, Variant};
+use crate::kernels::conv3d::{self, Geom, Input, Output, Pass, Source, Variant};
 
 /// Multiply-adds that the reference of one check may cost.
 const BUDGET: usize = 10_000_000;
 /// Rounding of a 16-bit float, relative.
 const HALF: f64 = 4.9e-4;
 
-/// What is computed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pass {
-    /// Outputs.
-    Forward,
-    /// Gradient of the input.
-    InputGrad,
-    /// Gradient of the weight.
-    WeightGrad,
-}
-
-impl Pass {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Forward, Self::InputGrad, Self::WeightGrad];
-
-    /// As the command line and documents say it.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Forward => "forward",
-            Self::InputGrad => "input-grad",
-            Self::WeightGrad => "weight-grad",
-        }
-    }
-}
-
 /// Multiply-adds that each element of a result sums.
-fn terms(g: &Geom, pass: Pass, source: Source) -> usize {
-    let _ = source;
+fn terms(g: &Geom, pass: Pass) -> usize {
     match pass {
         Pass::Forward => g.taps() * g.in_channels,
         Pass::InputGrad => g.taps() * g.out_channels,
@@ -136,11 +110,6 @@ fn variant(name: &str) -> Result<Variant> {
 
 /// Names of the implementations of a pass on an adapter, the default first.
 fn candidates(caps: &Caps, g: &Geom, pass: Pass, source: Source, dtype: Dtype) -> Vec<String> {
-    let pass = match pass {
-        Pass::Forward => conv3d::Pass::Forward,
-        Pass::InputGrad => conv3d::Pass::InputGrad,
-        Pass::WeightGrad => conv3d::Pass::WeightGrad,
-    };
     let problem = conv3d::Problem { pass, geom: *g, source, input: dtype, output: dtype };
     problem.candidates(caps).into_iter().map(|v| v.name().to_owned()).collect()
 }
@@ -202,19 +171,20 @@ pub fn convolution(caps: &Caps, g: Geom, sources: &[Source], pass: Pass, bias: b
         match pass {
             Pass::Forward => recorded.iter().enumerate().try_for_each(|(i, &s)| {
                 let b = (bias && i == 0).then(|| v[n + 1]);
-                let output = Output { bias: b, ..Output::plain(v[n + 1 + usize::from(bias)]) };
-                conv3d::forward_with(rec, variant, &g, Input::plain(s, v[i]), v[n], &output, i > 0)
+                {
+                    let output = Output { bias: b, ..Output::plain(v[n + 1 + usize::from(bias)]) };
+                    conv3d::forward_with(rec, variant, &g, Input::plain(s, v[i]), v[n], &output, i > 0)
+                }
             }),
             Pass::InputGrad => conv3d::backward_input_with(rec, variant, &g, source, v[0], v[1], None, v[2]),
-            Pass::WeightGrad => {
-                let each =
-                    |(i, &s): (usize, &Source)| conv3d::backward_weight_with(rec, variant, &g, Input::plain(s, v[i]), v[n], v[n + 1]);
-                recorded.iter().enumerate().try_for_each(each)
-            }
+            Pass::WeightGrad => recorded
+                .iter()
+                .enumerate()
+                .try_for_each(|(i, &s)| conv3d::backward_weight_with(rec, variant, &g, Input::plain(s, v[i]), v[n], v[n + 1])),
         }
     };
     let check = move |o: &[Operand], out: &Outputs| {
-        let terms = terms(&g, pass, source);
+        let terms = terms(&g, pass);
         match pass {
             Pass::Forward => {
                 let [od, oh, ow] = g.output();
@@ -238,7 +208,7 @@ pub fn convolution(caps: &Caps, g: Geom, sources: &[Source], pass: Pass, bias: b
             }
         }
     };
-    let mut p = Problem::new("conv3d", pass.word(), shape, operands, flops, record, check);
+    let mut p = Problem::new("conv3d", pass.name(), shape, operands, flops, record, check);
     p.variants = candidates(caps, &g, pass, source, dtype);
     Ok(p)
 }
@@ -284,7 +254,7 @@ pub fn transposed(caps: &Caps, g: Geom, pass: Pass, bias: bool, dtype: Dtype) ->
         }
     };
     let check = move |o: &[Operand], out: &Outputs| {
-        let terms = terms(&g, adjoint, s);
+        let terms = terms(&g, adjoint);
         let fine = [g.batch, g.input[0], g.input[1], g.input[2], g.in_channels];
         let coarse = [g.batch, g.output()[0], g.output()[1], g.output()[2], g.out_channels];
         match pass {
@@ -301,7 +271,7 @@ pub fn transposed(caps: &Caps, g: Geom, pass: Pass, bias: bool, dtype: Dtype) ->
         }
     };
     let flops = g.batch as u64 * g.flops_per_sample(g.in_channels);
-    let mut p = Problem::new("conv_transpose3d", pass.word(), shape, operands, flops, record, check);
+    let mut p = Problem::new("conv_transpose3d", pass.name(), shape, operands, flops, record, check);
     p.variants = candidates(caps, &g, adjoint, s, dtype);
     Ok(p)
 }

@@ -59,6 +59,38 @@ pub struct Roof {
 }
 
 impl Roof {
+    /// What was measured on an adapter, now: rates as the fields say, copy, read and write by working set, the
+    /// seconds of a dispatch and of a submission, the rates of upload and readback.
+    pub(super) fn new(
+        caps: &Caps,
+        f32_gflop_s: f64,
+        f16_gflop_s: Option<f64>,
+        cooperative_gflop_s: Option<f64>,
+        [copy, read, write]: [Vec<Level>; 3],
+        workgroup_gb_s: f64,
+        [dispatch_s, submit_s]: [f64; 2],
+        [upload_gb_s, readback_gb_s]: [f64; 2],
+    ) -> Self {
+        Self {
+            schema: SCHEMA.into(),
+            adapter: caps.name.clone(),
+            driver: caps.driver.clone(),
+            backend: caps.backend.clone(),
+            time: std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+            f32_gflop_s,
+            f16_gflop_s,
+            cooperative_gflop_s,
+            copy,
+            read,
+            write,
+            workgroup_gb_s,
+            dispatch_s,
+            submit_s,
+            upload_gb_s,
+            readback_gb_s,
+        }
+    }
+
     /// One compute rate and one bandwidth, for tests.
     pub fn plain(gflop_s: f64, gb_s: f64) -> Self {
         let level = vec![Level { bytes: 1 << 20, gb_s }];

@@ -166,15 +166,15 @@ struct Rig {
     cubes: Vec<f32>,
     samples: Vec<u32>,
     labels: Vec<u32>,
-    losses: Vec<&'static str>,
 }
 
 impl Rig {
     fn new(ctx: &Context, setup: &Setup) -> Result<Self> {
         let (objective, graph) = (setup.objective(), setup.graph()?);
         let store = Store::new(ctx, &graph, 0)?;
-        let update = Update::new(ctx, &store, Optimiser::Adam, Hyper::default(), 0.0)?;
         let session = Session::new(ctx, Plan::with(&graph, ctx.caps(), &Options::of(ctx))?, &store)?;
+        let losses = objective.losses().iter().map(|name| session.output(name)).collect::<Result<Vec<_>>>()?;
+        let update = Update::new(ctx, &store, Optimiser::Adam, Hyper::default(), 0.0, 1, &losses)?;
         let voxels = setup.batch * setup.cube.iter().product::<usize>();
         let (mut augment, mut stand_in) = (None, None);
         if !matches!(objective, Objective::Autoencoder { .. }) {
@@ -187,7 +187,6 @@ impl Rig {
         }
         let batch = u32::try_from(setup.batch).unwrap_or(u32::MAX);
         let classes = u32::try_from(setup.classes).unwrap_or(1).max(1);
-        let applies = [("loss", true), ("loss_rec", objective.restores()), ("loss_cls", objective.classifies())];
         Ok(Self {
             session,
             update,
@@ -197,7 +196,6 @@ impl Rig {
             cubes: numbers(77, voxels, 0.5).iter().map(|v| v + 0.5).collect(),
             samples: (0..batch).collect(),
             labels: (0..batch).map(|i| i % classes).collect(),
-            losses: applies.iter().filter(|l| l.1).map(|l| l.0).collect(),
         })
     }
 
@@ -215,19 +213,17 @@ impl Rig {
 
     /// Reads what training reads in every step.
     fn read(&self, ctx: &Context) -> Result<Vec<f32>> {
-        let mut out = self.losses.iter().map(|name| Ok(self.session.read::<f32>(ctx, name)?[0])).collect::<Result<Vec<_>>>()?;
-        out.push(ctx.read::<f32>(self.update.norm(), 0, 1)?[0]);
-        Ok(out)
+        let step = self.update.report(ctx)?;
+        Ok(step.losses.into_iter().chain([step.norm]).collect())
     }
 
-    /// A step as training runs it; returns before the update is done.
+    /// A step as training runs it.
     fn step(&mut self, ctx: &Context, step: u32) -> Result<Vec<f32>> {
         self.feed(ctx, step)?;
         self.session.run(ctx)?;
-        self.update.measure(ctx)?;
-        let read = self.read(ctx)?;
+        self.update.take(ctx, 0)?;
         self.update.apply(ctx, 1e-3)?;
-        Ok(read)
+        self.read(ctx)
     }
 }
 
@@ -384,7 +380,7 @@ pub fn measure(ctx: &Context, setup: &Setup, rules: &Rules, roof: Option<&Roof>,
     optimiser.device_s = (devices.len() == walls.len()).then(|| total(&devices));
     parts.push(optimiser);
     let mut readback = blank(setup, "step", "", "readback");
-    readback.bytes = (rig.losses.len() as u64 + 1) * 4;
+    readback.bytes = first.len() as u64 * 4;
     readback.wall_s = Some(timed(&mut || rig.read(ctx).map(|_| ()))?);
     parts.push(readback);
     parts.iter_mut().for_each(|r| rates(r, roof));

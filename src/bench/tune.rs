@@ -7,12 +7,12 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use super::conv::{self, convolution};
+use super::conv::convolution;
 use super::measure::Rules;
 use super::op::{self, Prepared};
 use crate::error::{Error, Result};
 use crate::gpu::{Context, Kind};
-use crate::kernels::conv3d::{Pass, Problem, Variant};
+use crate::kernels::conv3d::{Problem, Variant};
 use crate::plan::Plan;
 use crate::plan::tuning::{Candidate, Entry, Tuning};
 
@@ -138,12 +138,7 @@ fn problem(ctx: &Context, key: &str) -> Result<(Problem, op::Problem)> {
     if p.input != p.output {
         return Err(Error::Usage(format!("`{key}`: classes whose element type changes are not measured; the default is used")));
     }
-    let pass = match p.pass {
-        Pass::Forward => conv::Pass::Forward,
-        Pass::InputGrad => conv::Pass::InputGrad,
-        Pass::WeightGrad => conv::Pass::WeightGrad,
-    };
-    Ok((p, convolution(ctx.caps(), p.geom, &[p.source], pass, false, p.input)?))
+    Ok((p, convolution(ctx.caps(), p.geom, &[p.source], p.pass, false, p.input)?))
 }
 
 /// Checks and times every variant for `key`; `left` is the time there is.

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use crate::config::Config;
 use crate::error::Result;
+use crate::files;
 use crate::gpu::Context;
 
 /// Options of every verb.
@@ -19,9 +20,13 @@ pub(super) struct Common {
 }
 
 impl Common {
-    /// Opens the adapter.
+    /// Opens the adapter; its compiled pipelines are kept in the user's cache.
     pub(super) fn context(&self) -> Result<Context> {
-        Context::new(self.adapter.as_deref())
+        let ctx = Context::new(self.adapter.as_deref())?;
+        Ok(match files::cache_dir() {
+            Some(folder) => ctx.keep_pipelines(&folder),
+            None => ctx,
+        })
     }
 }
 

@@ -5,17 +5,15 @@ use serde_json::json;
 
 use super::args::{Common, Settings};
 use super::text;
-use crate::config::{Config, Optimiser};
+use crate::config::Config;
 use crate::discover::autoencoder;
-use crate::error::{Error, Result};
-use crate::gpu::{Caps, Choices, adapters};
+use crate::error::Result;
+use crate::gpu::{Caps, adapters};
 use crate::graph::Home;
-use crate::model::{Mode, Spec};
+use crate::model::Mode;
 use crate::plan::tuning::choices_for;
 use crate::plan::{Options, Plan, PlannedOp};
-use crate::train::network::Objective;
-use crate::train::update::moments;
-use crate::transform::Augment;
+use crate::train::fit::{self, Fit, Memory, Stage, fit};
 
 /// Largest results that are named.
 const LARGEST: usize = 5;
@@ -35,32 +33,20 @@ pub(super) struct Args {
 struct Need {
     phase: &'static str,
     batch: usize,
+    /// How the batch is taken apart, and why.
+    micro_batch: Fit,
     size: [usize; 3],
     parameters: usize,
-    /// Multiply-adds × 2 of one step: forward and backward.
+    /// Multiply-adds × 2 of one step: forward and backward of all its parts.
     flops_per_step: u64,
     /// Bytes that the kernels of one step bind, the least that moves.
     bytes_per_step: u64,
     device_bytes: Memory,
+    /// The most of `device_bytes.training` that is in use at once.
+    live_bytes: u64,
     largest: Vec<Large>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     ops: Vec<Row>,
-}
-
-/// Device memory in bytes.
-#[derive(Serialize)]
-struct Memory {
-    /// Parameters, gradients, running statistics.
-    weights: u64,
-    /// Moments of the optimiser.
-    optimiser: u64,
-    /// Inputs, activations and their gradients of a training step.
-    training: u64,
-    /// The same for validation, which stays ready beside it.
-    validation: u64,
-    /// Distorting the inputs of both.
-    augmentation: u64,
-    total: u64,
 }
 
 #[derive(Serialize)]
@@ -93,8 +79,8 @@ pub(super) fn run(common: &Common, a: &Args) -> Result<()> {
         Some("none") => Caps::minimal(),
         choice => adapters(choice)?.into_iter().find(|r| r.chosen).map_or_else(Caps::minimal, |r| r.caps),
     };
-    let choices = choices_for(&caps);
-    let needs = needs(&config, &caps, &choices, a.ops)?;
+    let options = Options { choices: choices_for(&caps), ..Options::default() };
+    let needs = needs(&config, &caps, &options, a.ops)?;
     if common.json {
         text::say_json(&json!({ "adapter": caps, "phases": needs }));
         return Ok(());
@@ -104,13 +90,15 @@ pub(super) fn run(common: &Common, a: &Args) -> Result<()> {
     text::say(text::table(&["phase", "batch", "size", "parameters", "GFLOP/step", "bytes/step", "device memory"], &rows));
     for n in &needs {
         let m = &n.device_bytes;
-        text::say(format_args!("\n{}: {}", n.phase, text::bytes(m.total)));
+        text::say(format_args!("\n{}: {}; {}", n.phase, text::bytes(m.total), n.micro_batch));
         let parts = [
             ("weights and gradients", m.weights),
             ("optimiser", m.optimiser),
+            ("sum of gradients", m.accumulation),
             ("training step", m.training),
-            ("validation step", m.validation),
+            ("validation step, besides", m.validation),
             ("distortion", m.augmentation),
+            ("reading back", m.readback),
         ];
         for (name, bytes) in parts {
             text::say(format_args!("  {name:<24}{:>12}", text::bytes(bytes)));
@@ -151,87 +139,40 @@ fn op_row(o: &Row) -> Vec<String> {
     vec![o.label.clone(), o.op.into(), o.shape.clone(), slots, giga(o.flops), format!("{:.2}", o.bytes as f64 / 1_048_576.0)]
 }
 
-/// A phase of a run.
-struct Stage {
-    objective: Objective,
-    spec: Spec,
-    batch: usize,
-    size: [usize; 3],
-    optimiser: Optimiser,
-}
-
-/// The phases of a whole run, in their order.
-fn stages(config: &Config, caps: &Caps) -> Result<Vec<Stage>> {
-    let (t, classes) = (&config.train, config.model.classes);
-    let ae = autoencoder::fitted(config, caps, config.discover.autoencoder.batch_size)?;
-    let network = Spec::from(&config.model);
-    let joint = Objective::Joint { classes, restoration: config.loss.restoration, classification: config.loss.classification };
-    let own = |objective| Stage { objective, spec: network.clone(), batch: t.batch_size, size: config.cube.size, optimiser: t.optimiser };
-    let mut list = vec![Stage {
-        objective: Objective::Autoencoder { skips: ae.skips },
-        spec: Spec::autoencoder(config.autoencoder_base(), config.model.depth),
-        batch: ae.batch_size,
-        size: ae.input.given().unwrap_or_else(|| config.autoencoder_input()),
-        optimiser: Optimiser::Adam,
-    }];
-    if t.classification_epochs > 0 && t.max_steps != 1 {
-        list.push(own(Objective::Classification { classes }));
-    }
-    list.push(own(joint));
-    Ok(list)
+/// The phases of a whole run, in their order, and how each takes its batch apart.
+fn stages(config: &Config, caps: &Caps, options: &Options) -> Result<Vec<(Stage, Fit)>> {
+    let (ae, fitted) = autoencoder::fitted(config, caps, options, config.discover.autoencoder.batch_size)?;
+    let stage = autoencoder::stage(config, ae.batch_size, ae.input.given().unwrap_or_else(|| config.autoencoder_input()));
+    let stages = Stage::pretraining(config);
+    let fit = fit(config, caps, options, &stages, config.train.micro_batch)?;
+    Ok([(stage, fitted)].into_iter().chain(stages.into_iter().map(|s| (s, fit.clone()))).collect())
 }
 
 /// The plans of the phases of a whole run, training and validation, each with its phase's name.
 ///
 /// # Errors
 /// What does not fit the adapter.
-pub(super) fn plans(config: &Config, caps: &Caps, choices: &Choices) -> Result<Vec<(&'static str, Plan)>> {
-    let options = Options { choices: choices.clone(), ..Options::default() };
+pub(super) fn plans(config: &Config, caps: &Caps, options: &Options) -> Result<Vec<(&'static str, Plan)>> {
     let mut out = Vec::new();
-    for s in stages(config, caps)? {
+    for (stage, fit) in stages(config, caps, options)? {
+        let options = Options { recompute: fit.recompute, ..options.clone() };
         for mode in [Mode::Train, Mode::Evaluate] {
-            let graph = s.objective.graph(&s.spec, s.batch, s.size, mode)?;
-            out.push((s.objective.word(), Plan::with(&graph, caps, &options).map_err(|e| of_phase(s.objective, e))?));
+            let graph = stage.objective.graph(&stage.spec, fit.micro_batch, stage.size, mode)?;
+            out.push((stage.objective.word(), Plan::with(&graph, caps, &options)?));
         }
     }
     Ok(out)
 }
 
 /// What the phases need.
-fn needs(config: &Config, caps: &Caps, choices: &Choices, ops: bool) -> Result<Vec<Need>> {
-    stages(config, caps)?.iter().map(|s| need(config, caps, choices, s, ops)).collect()
+fn needs(config: &Config, caps: &Caps, options: &Options, ops: bool) -> Result<Vec<Need>> {
+    stages(config, caps, options)?.into_iter().map(|(stage, fit)| need(config, caps, options, &stage, fit, ops)).collect()
 }
 
-/// Limits name the phase that meets them, and its own settings.
-fn of_phase(objective: Objective, e: Error) -> Error {
-    match e {
-        Error::ExceedsLimit { what, need, have, remedy } => {
-            Error::ExceedsLimit { what: format!("the {} phase: {what}", objective.word()), need, have, remedy }
-        }
-        other => other,
-    }
-}
-
-fn need(config: &Config, caps: &Caps, choices: &Choices, stage: &Stage, ops: bool) -> Result<Need> {
-    let Stage { objective, spec, batch, size, optimiser } = stage;
-    let (objective, batch, size, optimiser) = (*objective, *batch, *size, *optimiser);
-    let options = Options { choices: choices.clone(), ..Options::default() };
-    let plan = |mode| Plan::with(&objective.graph(spec, batch, size, mode)?, caps, &options);
-    let (train, evaluate) = (plan(Mode::Train), plan(Mode::Evaluate));
-    let (train, evaluate) = (train.map_err(|e| of_phase(objective, e))?, evaluate.map_err(|e| of_phase(objective, e))?);
-    let distorted = !matches!(objective, Objective::Autoencoder { .. });
-    let mut augmentation = 0;
-    if distorted {
-        let crops = (batch * size.iter().product::<usize>()) as u64 * 4;
-        augmentation = 2 * Augment::device_bytes(caps, config.train.preset, config.train.flip_axes, batch, size)?;
-        // Without restoration, the undistorted crops need a place of their own.
-        if !objective.restores() {
-            augmentation += 2 * crops;
-        }
-    }
-    let weights = train.store_bytes(0);
-    let optimiser = train.store_bytes(moments(optimiser)) - weights;
-    let (training, validation) = (train.slot_bytes(), evaluate.slot_bytes());
+fn need(config: &Config, caps: &Caps, options: &Options, stage: &Stage, fit: Fit, ops: bool) -> Result<Need> {
+    let options = Options { recompute: fit.recompute, ..options.clone() };
+    let fit::Need { train, memory, micro } = stage.need(config, caps, &options, fit.micro_batch)?;
+    let parts = (stage.batch / micro) as u64;
     let graph = &train.graph;
     let results = graph.nodes().iter().flat_map(|n| n.outputs.iter().map(move |&v| (n, v)));
     let mut largest: Vec<Large> = results
@@ -244,20 +185,15 @@ fn need(config: &Config, caps: &Caps, choices: &Choices, stage: &Stage, ops: boo
     largest.sort_by_key(|l| std::cmp::Reverse(l.bytes));
     largest.truncate(LARGEST);
     Ok(Need {
-        phase: objective.word(),
-        batch,
-        size,
+        phase: stage.objective.word(),
+        batch: stage.batch,
+        micro_batch: fit,
+        size: stage.size,
         parameters: graph.params.count(),
-        flops_per_step: train.flops(),
-        bytes_per_step: train.bytes(),
-        device_bytes: Memory {
-            weights,
-            optimiser,
-            training,
-            validation,
-            augmentation,
-            total: weights + optimiser + training + validation + augmentation,
-        },
+        flops_per_step: train.flops() * parts,
+        bytes_per_step: train.bytes() * parts,
+        device_bytes: memory,
+        live_bytes: train.live_bytes(),
         largest,
         ops: if ops { train.ops.iter().map(Row::from).collect() } else { Vec::new() },
     })
@@ -276,13 +212,17 @@ mod tests {
             "cube.size=[16,16,8]",
             "discover.autoencoder.input=[16,16,8]",
         ];
-        let of = |extra: &str| needs(&sets(&[&small[..], &[extra]].concat()), &Caps::minimal(), &Choices::default(), true).unwrap();
+        let of = |extra: &str| needs(&sets(&[&small[..], &[extra]].concat()), &Caps::minimal(), &Options::default(), true).unwrap();
         let (one, two) = (of("train.batch_size=4"), of("train.batch_size=8"));
+        let parts = of("train.micro_batch=2");
         assert_eq!(one.iter().map(|n| n.phase).collect::<Vec<_>>(), ["autoencoder", "classification", "joint"]);
         assert_eq!(one[0].flops_per_step, two[0].flops_per_step);
         assert!(one[2].device_bytes.training < two[2].device_bytes.training && one[2].device_bytes.weights == two[2].device_bytes.weights);
         assert!(one[2].device_bytes.optimiser >= 8 * one[2].parameters as u64);
         assert_eq!(one[2].ops.iter().map(|o| o.flops).sum::<u64>(), one[2].flops_per_step);
         assert_eq!(one[2].largest.len(), LARGEST);
+        // The default batch of 12 in parts of two does 12 samples' work.
+        assert!(parts[2].flops_per_step == one[2].flops_per_step * 3 && parts[2].device_bytes.accumulation > 0);
+        assert!(parts[2].device_bytes.training < one[2].device_bytes.training);
     }
 }

@@ -5,19 +5,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::args::{Common, RunArgs};
-use super::run::{self, DISCOVER, PREPARED, Run, Source};
+use super::run::{self, DISCOVER, Fits, PREPARED, Run, Source};
 use super::watch::Watch;
 use super::{previews, stop, text, tune};
 use crate::config::{Auto, Config, Filter, Tune};
 use crate::data::prepare::{Progress as Step, prepare_if};
 use crate::data::store::{Split, Store};
+use crate::discover::autoencoder::{self, positions};
 use crate::discover::coordinates::Rules;
 use crate::discover::manifest::{Header, Manifest};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::gpu::{Choices, Context};
+use crate::plan::Options;
 use crate::plan::tuning::choices_for;
 use crate::report::progress::Progress;
+use crate::train::fit::{Stage, fit};
 
 /// Label maps that are named one by one.
 const NAMED: usize = 5;
@@ -34,10 +37,11 @@ pub(super) struct Ready {
     before: Option<Config>,
 }
 
-/// Opens or starts the run that the options name, and prepares its scans. `preset` are the settings of a new run.
+/// Opens or starts the run that the options name, and prepares its scans. `preset` are the settings of a new run, which
+/// `trains` or only discovers.
 ///
 /// A new run directory is taken back if its scans or settings cannot be used.
-pub(super) fn begin(common: &Common, args: &RunArgs, inputs: &[PathBuf], preset: Config) -> Result<Ready> {
+pub(super) fn begin(common: &Common, args: &RunArgs, inputs: &[PathBuf], preset: Config, trains: bool) -> Result<Ready> {
     let given = if inputs.is_empty() { None } else { Some(Source::of(inputs)?) };
     let out = match (&args.out, &given) {
         (Some(out), _) => out.clone(),
@@ -77,12 +81,24 @@ pub(super) fn begin(common: &Common, args: &RunArgs, inputs: &[PathBuf], preset:
         text::note(common.json, &text);
     }
     let ready = (|| {
-        run.begin(&config, &source, &ctx)?;
+        run.begin(&config, &source, &ctx, &Fits::new())?;
         let store = store(&run, &source, inputs.is_empty(), &config, common.json)?;
         adopt(&mut config, &source, &store);
-        run.begin(&config, &source, &ctx)?;
-        ctx.choose(choices(&run, &ctx, &config, common.json)?);
+        let begun = run.choices()?;
+        let fresh = begun.is_none();
+        ctx.choose(begun.unwrap_or_else(|| if config.train.tune == Tune::Off { Choices::default() } else { choices_for(ctx.caps()) }));
+        let fits = decide(&mut config, &ctx, &source, &store, trains)?;
+        if fresh && config.train.tune == Tune::Full {
+            let budget = Duration::from_secs(config.train.tune_seconds as u64);
+            ctx.choose(tune::search_for(&ctx, &config, budget, false, common.json)?.0.choices());
+            stop::check()?;
+        }
+        // What decides the bits stays with the run.
         run.keep_choices(&ctx.choices())?;
+        for (stage, fit) in &fits {
+            text::note(common.json, &format!("{stage}: {fit}"));
+        }
+        run.begin(&config, &source, &ctx, &fits)?;
         Ok(store)
     })();
     match ready {
@@ -98,21 +114,23 @@ pub(super) fn begin(common: &Common, args: &RunArgs, inputs: &[PathBuf], preset:
     }
 }
 
-/// The kernels' variants that a run uses: those it began with, else those that `train.tune` asks for.
-fn choices(run: &Run, ctx: &Context, config: &Config, json: bool) -> Result<Choices> {
-    if let Some(begun) = run.choices()? {
-        return Ok(begun);
+/// Decides how the batches are taken apart as far as that is left to the program. The settings keep it, so that the run
+/// goes on as it began.
+fn decide(config: &mut Config, ctx: &Context, source: &Source, store: &Store, trains: bool) -> Result<Fits> {
+    let (mut fits, options) = (Fits::new(), Options::of(ctx));
+    // The patterns of another run are found already.
+    if config.discover.autoencoder.micro_batch.given().is_none() && !matches!(source, Source::Run(_)) {
+        let batch = config.discover.autoencoder.batch_size.min(positions(store, Split::Train).len().max(1));
+        let (_, fit) = autoencoder::fitted(config, ctx.caps(), &options, batch)?;
+        config.discover.autoencoder.micro_batch = Auto::Given(fit.micro_batch);
+        fits.insert("autoencoder", fit);
     }
-    match config.train.tune {
-        Tune::Off => Ok(Choices::default()),
-        Tune::Cached => Ok(choices_for(ctx.caps())),
-        Tune::Full => {
-            let budget = Duration::from_secs(config.train.tune_seconds as u64);
-            let (tuning, _) = tune::search_for(ctx, config, budget, false, json)?;
-            stop::check()?;
-            Ok(tuning.choices())
-        }
+    if trains && config.train.micro_batch.given().is_none() {
+        let fit = fit(config, ctx.caps(), &options, &Stage::pretraining(config), config.train.micro_batch)?;
+        config.train.micro_batch = Auto::Given(fit.micro_batch);
+        fits.insert("training", fit);
     }
+    Ok(fits)
 }
 
 /// Scans that others prepared are described by their own settings.
@@ -250,8 +268,12 @@ fn taken_over(other: &Path, config: &Config, store: &Store) -> Result<Arc<Manife
     if config.discover.filter == Filter::Auto {
         wanted.discover.filter = found.discover.filter;
     }
+    let (own, theirs) = (&mut wanted.discover.autoencoder, &found.discover.autoencoder);
     if config.discover.autoencoder.input.given().is_none() {
-        wanted.discover.autoencoder.input = found.discover.autoencoder.input;
+        own.input = theirs.input;
+    }
+    if config.discover.autoencoder.micro_batch.given().is_none() {
+        own.micro_batch = theirs.micro_batch;
     }
     let keys = [
         ("seed", found.seed != wanted.seed),

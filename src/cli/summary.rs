@@ -1,5 +1,6 @@
 //! What a pretraining run came to: `summary.json`, the report page, and the last lines.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -30,6 +31,8 @@ pub(super) struct Outcome {
     training_seconds: f64,
     /// Most device memory in use at once during this call.
     peak_bytes: u64,
+    /// The same for each phase of this call.
+    phase_bytes: BTreeMap<String, u64>,
 }
 
 /// A key number: name, value in words, remark, value for machines.
@@ -44,7 +47,7 @@ impl Outcome {
         manifest: &Manifest,
         state: &State,
         wall: Duration,
-        peak_bytes: u64,
+        (peak_bytes, phase_bytes): (u64, BTreeMap<String, u64>),
     ) -> Result<Self> {
         let (best, ..) = read_checkpoint(&run.join("checkpoints/best.safetensors"))?;
         let records = log::read(&run.join("metrics.jsonl"))?;
@@ -60,6 +63,7 @@ impl Outcome {
             wall,
             training_seconds,
             peak_bytes,
+            phase_bytes,
         })
     }
 
@@ -114,7 +118,7 @@ impl Outcome {
             "run": self.run.to_string_lossy(), "weights": self.weights().to_string_lossy(), "steps": self.steps, "classes": self.classes,
             "best_epoch": self.best.0, "validation_loss": v.loss, "validation_accuracy": v.accuracy, "chance": 1.0 / self.classes as f64,
             "restoration_error": v.restoration, "identity_error": v.identity, "training_seconds": self.training_seconds,
-            "device_bytes_peak": self.peak_bytes, "wall_seconds": self.wall.as_secs_f64(), "report": self.run.join("report.html").to_string_lossy(),
+            "device_bytes_peak": self.peak_bytes, "device_bytes_by_phase": self.phase_bytes, "wall_seconds": self.wall.as_secs_f64(), "report": self.run.join("report.html").to_string_lossy(),
         })
     }
 

@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::gpu::{Caps, adapters};
 use crate::kernels::fingerprint;
+use crate::plan::Options;
 use crate::plan::tuning::{Candidate, Entry, Tuning};
 
 /// Options of `tune`.
@@ -312,7 +313,8 @@ fn explain(common: &Common, caps: &Caps, tuning: &Tuning, a: &Explain) -> Result
 
 /// What the configured networks ask for, most expensive first.
 fn needs(config: &Config, caps: &Caps, tuning: &Tuning) -> Result<Vec<Need>> {
-    let plans = plan::plans(config, caps, &tuning.choices())?;
+    let options = Options { choices: tuning.choices(), ..Options::default() };
+    let plans = plan::plans(config, caps, &options)?;
     Ok(tune::needs(&plans.iter().map(|(phase, plan)| (*phase, plan)).collect::<Vec<_>>()))
 }
 

@@ -1,5 +1,6 @@
 //! What a user sees of a training: a bar, notes, pictures, and event files for `TensorBoard`.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -37,6 +38,7 @@ pub(super) struct Watch {
     events: Option<EventWriter>,
     events_failed: bool,
     shown: String,
+    memory: BTreeMap<String, u64>,
 }
 
 impl Watch {
@@ -52,7 +54,13 @@ impl Watch {
             events: None,
             events_failed: false,
             shown: String::new(),
+            memory: BTreeMap::new(),
         }
+    }
+
+    /// The most device memory that each phase of this call has used, in bytes.
+    pub(super) fn memory(&self) -> &BTreeMap<String, u64> {
+        &self.memory
     }
 
     /// Says how long the autoencoder can take with `scans` training scans.
@@ -200,6 +208,10 @@ impl Observer for Watch {
             self.keep(written);
         }
         Ok(())
+    }
+
+    fn memory(&mut self, phase: &str, bytes: u64) {
+        self.memory.insert(phase.to_owned(), bytes);
     }
 
     fn note(&mut self, text: &str) {

@@ -1,4 +1,4 @@
-//! Sum of two tensors, product with a number, and filling with a number.
+//! Sum of two tensors, product with a number, adding such a product to a sum, and filling with a number.
 
 use super::check::{Case, Outcome, Trial, compare, numbers};
 use super::rows::{Pretend, bound_at_once, elem, element_parts, expect, vector_width};
@@ -43,6 +43,17 @@ pub fn scale(rec: &mut Recorder<'_>, x: View, factor: f32, out: View) -> Result<
     Ok(())
 }
 
+/// `sum += factor · x`; both of one length, apart from each other.
+///
+/// # Errors
+/// [`crate::error::Error::Shape`] when lengths differ or are zero.
+pub fn accumulate(rec: &mut Recorder<'_>, x: View, factor: f32, sum: View) -> Result<()> {
+    let n = sum.elements();
+    expect("accumulate", &[("sum", sum, n), ("x", x, n)])?;
+    record(rec, "accumulate", &[x], factor, sum);
+    Ok(())
+}
+
 /// `out[i] = value` for every element.
 ///
 /// # Errors
@@ -57,11 +68,13 @@ pub fn fill(rec: &mut Recorder<'_>, value: f32, out: View) -> Result<()> {
 fn check(ctx: &Context, variant: &str, n: usize, limit: u64) -> Result<Outcome> {
     let (a, b) = (numbers(1, n, 3.0), numbers(2, n, 1.0));
     let mut t = Trial::new(ctx);
-    let (va, vb, out) = (t.input(&a)?, t.input(&b)?, t.output(n)?);
+    let (va, vb) = (t.input(&a)?, t.input(&b)?);
+    let out = if variant == "accumulate" { t.input(&b)? } else { t.output(n)? };
     t.run(|rec| {
         Pretend::limit(ctx, limit).record(rec, |rec| match variant {
             "add" => add(rec, va, vb, out),
             "scale" => scale(rec, va, -0.3, out),
+            "accumulate" => accumulate(rec, va, -0.3, out),
             _ => fill(rec, 7.25, out),
         })
     })?;
@@ -69,16 +82,17 @@ fn check(ctx: &Context, variant: &str, n: usize, limit: u64) -> Result<Outcome> 
     let want: Vec<f64> = match variant {
         "add" => a.zip(b).map(|(a, b)| a + b).collect(),
         "scale" => a.map(|a| a * f64::from(-0.3f32)).collect(),
+        "accumulate" => a.zip(b).map(|(a, b)| b + a * f64::from(-0.3f32)).collect(),
         _ => vec![7.25; n],
     };
-    // One rounding.
+    // One rounding, or two.
     compare(&t.read(out)?, &want, 1e-7)
 }
 
 /// Every operation over awkward lengths, over a folded grid's worth of parts and over one part.
 pub fn cases() -> Vec<Case> {
     let mut out = Vec::new();
-    for variant in ["add", "scale", "fill"] {
+    for variant in ["add", "scale", "accumulate", "fill"] {
         for (n, limit) in
             [(1, u64::MAX), (3, u64::MAX), (4, u64::MAX), (1023, u64::MAX), (1024, u64::MAX), (5000, u64::MAX), (5000, 4096), (4099, 4096)]
         {
@@ -100,6 +114,7 @@ mod tests {
         let view = |id, n| View::whole(BufferId(id), n);
         assert!(add(&mut rec, view(0, 4), view(1, 5), view(2, 4)).is_err());
         assert!(scale(&mut rec, view(0, 3), 1.0, view(2, 4)).is_err());
+        assert!(accumulate(&mut rec, view(0, 3), 1.0, view(2, 4)).is_err());
         assert!(fill(&mut rec, 0.0, view(0, 0)).is_err());
         assert!(rec.dispatches.is_empty());
     }

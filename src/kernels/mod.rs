@@ -42,6 +42,10 @@ fn file(name: &str) -> &'static str {
     files! {
         "activation" => "activation.wgsl",
         "batch_norm" => "batch_norm.wgsl",
+        "bench_coop" => "bench_coop.wgsl",
+        "bench_fma" => "bench_fma.wgsl",
+        "bench_memory" => "bench_memory.wgsl",
+        "bench_workgroup" => "bench_workgroup.wgsl",
         "clip" => "clip.wgsl",
         "conv3d" => "conv3d.wgsl",
         "conv3d_pack" => "conv3d_pack.wgsl",
@@ -176,7 +180,7 @@ pub fn sample_parts(
             what: format!("{unit} samples of {op}, the fewest that can be bound together,"),
             need: format!("{:.1} MiB", unit as f64 * largest as f64 / 1_048_576.0),
             have: format!("{:.1} MiB per binding", caps.max_binding as f64 / 1_048_576.0),
-            remedy: "use a smaller train.batch_size or cube.size".into(),
+            remedy: "use a smaller train.micro_batch or cube.size".into(),
         });
     }
     Ok((0..batch).step_by(step).map(|n0| (n0, step.min(batch - n0))).collect())

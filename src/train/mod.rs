@@ -1,6 +1,7 @@
 //! Training: from cubes to weights.
 
 pub mod checkpoint;
+pub mod fit;
 pub mod loader;
 pub mod log;
 pub mod network;

@@ -40,6 +40,7 @@ batch_size = 2
 max_steps = 6
 [train]
 batch_size = 4
+micro_batch = 2
 max_steps = 14
 checkpoint_steps = 2
 ";
@@ -56,14 +57,8 @@ const SAME: [&str; 6] = [
 
 fn semgen<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> Command {
     let mut command = Command::new(assert_cmd::cargo::cargo_bin!("semgen"));
-    // Nobody's own table of variants decides what a test computes.
-    command.args(args).env("SEMGEN_CACHE", cache());
+    command.args(args).env("SEMGEN_CACHE", Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache"));
     command
-}
-
-/// The folder for caches of everything that the tests start; nothing but pipelines is put there.
-fn cache() -> PathBuf {
-    Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache")
 }
 
 /// Runs to the end; the exit status must be `code`.
@@ -197,6 +192,8 @@ fn wrong_usage_is_one_sentence() {
     assert!(refused(&["plan", "--set", "train.batchsize=2"]).contains("did you mean `train.batch_size`"));
     assert!(refused(&["plan", "--set", "train.batch_size"]).contains("KEY=VALUE"));
     assert!(refused(&["plan", "--set", "cube.size=[30,30,30]"]).contains("cube.size"));
+    assert!(refused(&["plan", "--set", "train.micro_batch=5"]).contains("train.micro_batch"));
+    assert!(refused(&["plan", "--adapter", "none", "--set", "train.memory=0.1"]).contains("train.memory"));
     assert!(refused(&["plan", "--config", "/no/such.toml"]).contains("/no/such.toml"));
     let broken = dir.path().join("broken.toml");
     std::fs::write(&broken, "[train\nepochs = 3").unwrap();
@@ -467,6 +464,44 @@ fn stages_one_by_one_give_what_the_whole_gives() {
     let other = dir.path().join("other");
     let e = refused(&["pretrain", text(&run_dir), "--out", text(&other), "--set", "discover.neighbours=2"]);
     assert!(e.contains("discover"), "{e}");
+}
+
+#[test]
+fn every_phase_takes_the_memory_that_was_planned() {
+    if harness::trusted().is_none() {
+        return;
+    }
+    let dir = scratch();
+    let sets = [
+        "model.base_channels=4",
+        "cube.size=[32,32,16]",
+        "discover.autoencoder.input=[32,32,16]",
+        "discover.autoencoder.base_channels=6",
+        "discover.autoencoder.max_steps=1",
+        "train.max_steps=2",
+        "discover.margin=[0,0,0]",
+        "discover.look_ahead=[0,0,0]",
+    ];
+    let sets: Vec<&str> = sets.iter().flat_map(|s| ["--set", s]).collect();
+    for more in [&["--set", "train.micro_batch=auto"][..], &["--set", "train.recompute=true"]] {
+        let (config, out) = (dir.path().join("tiny.toml"), tempfile::tempdir().unwrap());
+        let out = out.path().join("run");
+        let planned = json(&[&["plan", "--config", text(&config)], &sets[..], more].concat());
+        let used = json(&[&["pretrain", text(scans()), "--config", text(&config), "--out", text(&out)], &sets[..], more].concat());
+        for phase in planned["phases"].as_array().unwrap() {
+            let name = phase["phase"].as_str().unwrap();
+            let (plan, use_) = (phase["device_bytes"]["total"].as_f64().unwrap(), used["device_bytes_by_phase"][name].as_f64().unwrap());
+            assert!((use_ / plan - 1.0).abs() < 0.05, "{name}: {use_} bytes were used, {plan} planned");
+            assert!(plan > 6e6, "{name}: {plan} bytes say nothing");
+        }
+        let most = planned["phases"].as_array().unwrap().iter().map(|p| p["device_bytes"]["total"].as_f64().unwrap()).fold(0.0, f64::max);
+        assert!((used["device_bytes_peak"].as_f64().unwrap() / most - 1.0).abs() < 0.05);
+        // What was decided is kept.
+        let kept = std::fs::read_to_string(out.join("config.toml")).unwrap();
+        assert_eq!(kept.matches("micro_batch = \"auto\"").count(), 0, "{kept}");
+        let environment = std::fs::read_to_string(out.join("environment.json")).unwrap();
+        assert!(environment.contains("whole batch"), "{environment}");
+    }
 }
 
 /// Records of `phase` written so far.

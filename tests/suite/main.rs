@@ -15,3 +15,4 @@ mod parity;
 mod plans;
 mod report;
 mod shaders;
+mod steps;

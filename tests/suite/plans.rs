@@ -9,8 +9,9 @@ use semantic_genesis::gpu::{Caps, Context, reflect};
 use semantic_genesis::graph::{Graph, Home};
 use semantic_genesis::kernels::check::numbers;
 use semantic_genesis::kernels::optimiser::Hyper;
-use semantic_genesis::model::Spec;
+use semantic_genesis::model::{Mode, Spec};
 use semantic_genesis::plan::Plan;
+use semantic_genesis::train::network::Objective;
 use semantic_genesis::train::update::Update;
 
 use crate::harness::{self, Rig, wide};
@@ -194,7 +195,7 @@ fn predicted_bytes_are_those_allocated() {
     let rig = Rig::planned(&ctx, graph, plan);
     let found = ctx.memory().0;
     assert!(close(slots + store, found), "{slots} + {store} bytes predicted, {found} allocated");
-    let update = Update::new(&ctx, &rig.store, Optimiser::Adam, Hyper::default(), 0.0).unwrap();
+    let update = Update::new(&ctx, &rig.store, Optimiser::Adam, Hyper::default(), 0.0, 1, &[]).unwrap();
     let found = ctx.memory().0;
     assert!(close(slots + trained, found), "{slots} + {trained} bytes predicted, {found} allocated");
     drop((rig, update));
@@ -228,4 +229,19 @@ fn what_cannot_be_sliced_is_an_error_that_says_what_to_do() {
         assert!(text.contains(part), "`{part}` is not in: {text}");
     }
     assert_eq!(error.exit_code(), 2);
+}
+
+/// Total of the slots against the most that is in use at once.
+#[test]
+fn slots_take_little_more_than_what_is_in_use_at_once() {
+    let joint = Objective::Joint { classes: 44, restoration: 1.0, classification: 0.01 };
+    for (base, batch) in [(8, 1), (8, 12), (32, 1), (32, 12)] {
+        let spec = Spec { base, depth: 4, variant: Variant::PyTorch, activation: Activation::Relu, norm: Norm::Running };
+        let graph = joint.graph(&spec, batch, [64, 64, 32], Mode::Train).unwrap();
+        let caps = Caps { max_binding: u64::MAX, max_buffer: u64::MAX, subgroup_min: 8, subgroup_max: 8, ..Caps::minimal() };
+        let plan = Plan::new(&graph, &caps).unwrap();
+        let (slots, live) = (plan.slot_bytes(), plan.live_bytes());
+        println!("base {base} batch {batch}: {:.1} MiB in slots, {:.1} MiB live", slots as f64 / 1048576.0, live as f64 / 1048576.0);
+        assert!(slots >= live && slots as f64 <= 1.1 * live as f64, "base {base} batch {batch}: {slots} bytes for {live}");
+    }
 }

@@ -130,6 +130,7 @@ fn flat(caps: &Caps, into: &mut Collection) {
         into.record(caps, |rec| {
             elementwise::add(rec, v(0), v(1), v(2))?;
             elementwise::scale(rec, v(0), 2.0, v(1))?;
+            elementwise::accumulate(rec, v(0), 2.0, v(1))?;
             elementwise::fill(rec, 1.0, v(0))?;
             reduce::mean(rec, v(0), view(1, 1))?;
             reduce::mean_backward(rec, n, view(0, 1), v(1))?;
@@ -148,7 +149,7 @@ fn flat(caps: &Caps, into: &mut Collection) {
             optimiser::adam(rec, v(0), v(1), v(2), v(3), scalars, one, true)?;
             optimiser::sgd(rec, v(0), v(1), v(2), scalars, one)?;
             optimiser::norm(rec, v(1), one)?;
-            optimiser::clip(rec, view(4, 1), 1.0, one)
+            optimiser::clip(rec, view(4, 1), view(5, 1), 1.0, one)
         });
         for classes in [2, 4, 44, 45] {
             let (rows, logits) = (view(1, n), view(0, n * classes));

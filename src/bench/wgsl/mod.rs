@@ -19,7 +19,7 @@ use super::peak::Roof;
 use super::result::Row;
 use crate::error::{Error, Result};
 use crate::gpu::{BufferId, Caps, Context, Dispatch, Dtype, Fault, Reflection, Target, View, inspect};
-use crate::kernels::conv3d::Geom;
+use crate::kernels::conv3d::{Geom, Pass};
 use directives::{Directives, evaluate};
 
 /// An operation with the constants that a text for it may use.
@@ -58,7 +58,7 @@ pub fn tasks(caps: &Caps, op: &str, sizes: &Sizes<'_>) -> Result<Vec<Task>> {
             };
             let g =
                 Geom::new(n, [d, h, w], ci, co, sizes.kernel, sizes.stride, sizes.padding.unwrap_or_else(|| sizes.kernel.map(|k| k / 2)))?;
-            conv::Pass::ALL.iter().map(|&pass| convolution_task(caps, g, pass)).collect()
+            Pass::ALL.iter().map(|&pass| convolution_task(caps, g, pass)).collect()
         }
         _ => {
             let known: Vec<_> = TEMPLATES.iter().map(|t| t.0).collect();
@@ -67,7 +67,7 @@ pub fn tasks(caps: &Caps, op: &str, sizes: &Sizes<'_>) -> Result<Vec<Task>> {
     }
 }
 
-fn convolution_task(caps: &Caps, g: Geom, pass: conv::Pass) -> Result<Task> {
+fn convolution_task(caps: &Caps, g: Geom, pass: Pass) -> Result<Task> {
     let problem = conv::convolution(caps, g, &[g.whole()], pass, false, Dtype::F32)?;
     let mut constants = vec![("N", g.batch), ("CI", g.in_channels), ("CO", g.out_channels)];
     for (names, values) in [
