@@ -15,4 +15,6 @@ mod parity;
 mod plans;
 mod report;
 mod shaders;
+mod tools;
+mod tune;
 mod steps;
