@@ -15,11 +15,13 @@ struct Params {
 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> x: array<Elem>;                    // [N, D, H, W, C]
-@group(0) @binding(2) var<storage, read> index: array<Index>;               // [N, OD, OH, OW, C] place of the maximum in D·H·W
-@group(0) @binding(3) var<storage, read> d_y: array<Elem>;                  // [N, OD, OH, OW, C]
-@group(0) @binding(4) var<storage, read_write> y: array<Elem>;              // [N, OD, OH, OW, C]
-@group(0) @binding(5) var<storage, read_write> index_out: array<Index>;     // [N, OD, OH, OW, C]
-@group(0) @binding(6) var<storage, read_write> d_x: array<Elem>;            // [N, D, H, W, C]
+@group(0) @binding(2) var<storage, read> norm: array<Elem>;                 // [4, C]
+@group(0) @binding(3) var<storage, read> index: array<Index>;               // [N, OD, OH, OW, C] place of the maximum in D·H·W
+@group(0) @binding(4) var<storage, read> d_y: array<Elem>;                  // [N, OD, OH, OW, C]
+@group(0) @binding(5) var<storage, read> other: array<Elem>;                // [N, D, H, W, C] what is added to d_x
+@group(0) @binding(6) var<storage, read_write> y: array<Elem>;              // [N, OD, OH, OW, C]
+@group(0) @binding(7) var<storage, read_write> index_out: array<Index>;     // [N, OD, OH, OW, C]
+@group(0) @binding(8) var<storage, read_write> d_x: array<Elem>;            // [N, D, H, W, C]
 
 const LANES: u32 = 64u;
 
@@ -55,6 +57,9 @@ fn windows(i: u32, kernel: u32, stride: u32, padding: u32, size: u32) -> vec2<u3
     return vec2<u32>(first, min((i + padding) / stride + 1u, size));
 }
 
+//@load
+//@with_other
+
 struct Best { value: Elem, position: Index }
 
 // A greater value or a first NaN takes over.
@@ -72,12 +77,13 @@ fn max_forward(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) co
     let rh = window(p.h, params.kernel_h, params.stride_h, params.padding_h, params.in_h);
     let rw = window(p.w, params.kernel_w, params.stride_w, params.padding_w, params.in_w);
     let first = in_position(rd.x, rh.x, rw.x);
-    var best = Best(x[in_at(p.sample, first, p.c)], Index(first));
+    let n = norm_of(p.c, params.vectors);
+    var best = Best(load(in_at(p.sample, first, p.c), n), Index(first));
     for (var d = rd.x; d < rd.y; d++) {
         for (var h = rh.x; h < rh.y; h++) {
             for (var w = rw.x; w < rw.y; w++) {
                 let position = in_position(d, h, w);
-                best = consider(best, x[in_at(p.sample, position, p.c)], position);
+                best = consider(best, load(in_at(p.sample, position, p.c), n), position);
             }
         }
     }
@@ -95,14 +101,15 @@ fn max_forward_2(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) 
     let row = params.in_w;
     let plane = params.in_h * row;
     let v = params.vectors;
-    var best = Best(x[at], Index(first));
-    best = consider(best, x[at + v], first + 1u);
-    best = consider(best, x[at + row * v], first + row);
-    best = consider(best, x[at + (row + 1u) * v], first + row + 1u);
-    best = consider(best, x[at + plane * v], first + plane);
-    best = consider(best, x[at + (plane + 1u) * v], first + plane + 1u);
-    best = consider(best, x[at + (plane + row) * v], first + plane + row);
-    best = consider(best, x[at + (plane + row + 1u) * v], first + plane + row + 1u);
+    let n = norm_of(p.c, v);
+    var best = Best(load(at, n), Index(first));
+    best = consider(best, load(at + v, n), first + 1u);
+    best = consider(best, load(at + row * v, n), first + row);
+    best = consider(best, load(at + (row + 1u) * v, n), first + row + 1u);
+    best = consider(best, load(at + plane * v, n), first + plane);
+    best = consider(best, load(at + (plane + 1u) * v, n), first + plane + 1u);
+    best = consider(best, load(at + (plane + row) * v, n), first + plane + row);
+    best = consider(best, load(at + (plane + row + 1u) * v, n), first + plane + row + 1u);
     y[i] = best.value;
     index_out[i] = best.position;
 }
@@ -125,7 +132,7 @@ fn max_backward(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) c
             }
         }
     }
-    d_x[i] = sum;
+    d_x[i] = with_other(i, sum);
 }
 
 @compute @workgroup_size(LANES)
@@ -189,7 +196,8 @@ fn put(p: Place, d: u32, h: u32, w: u32, value: Elem, position: Index) {
     let at = vec3<u32>(2u * p.d + d, 2u * p.h + h, 2u * p.w + w);
     if at.x >= params.in_d || at.y >= params.in_h || at.z >= params.in_w { return; }
     let own = in_position(at.x, at.y, at.z);
-    d_x[in_at(p.sample, own, p.c)] = select(Elem(0.0), value, position == Index(own));
+    let i = in_at(p.sample, own, p.c);
+    d_x[i] = with_other(i, select(Elem(0.0), value, position == Index(own)));
 }
 
 @compute @workgroup_size(LANES)

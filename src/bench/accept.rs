@@ -162,12 +162,7 @@ struct Run<'a> {
 /// What the device reports; a PyTorch that cannot be run is an error too.
 pub fn run(ctx: &Context, options: &Options, say: &mut dyn FnMut(&str)) -> Result<Report> {
     ctx.choose(choices_for(ctx.caps()));
-    let report = Report {
-        schema: SCHEMA,
-        ours: Document::new(Environment::here(ctx.caps()), None),
-        pytorch: None,
-        points: Vec::new(),
-    };
+    let report = Report { schema: SCHEMA, ours: Document::new(Environment::here(ctx.caps()), None), pytorch: None, points: Vec::new() };
     let mut r = Run { ctx, options, rules: Rules::within(options.limit), roof: None, report, say };
     let wanted = |part: &str| options.only.is_empty() || options.only.iter().any(|o| o == part);
     if wanted("doctor") {
@@ -274,7 +269,9 @@ impl Run<'_> {
                 if self.options.burn_anchors && shape == BURN_SHAPE {
                     let anchor = BURN.iter().find(|b| b.0 == pass).map(|b| b.1);
                     let what = format!("conv3d {shape} {pass} of burn");
-                    self.point(Point::ratio("1", what, 10.0, "GFLOP/s", row.gflop_s, anchor).noted("burn as recorded elsewhere, not in this run"));
+                    self.point(
+                        Point::ratio("1", what, 10.0, "GFLOP/s", row.gflop_s, anchor).noted("burn as recorded elsewhere, not in this run"),
+                    );
                 }
                 rates.push((shape, pass, row.gflop_s));
             }
@@ -433,13 +430,25 @@ impl Run<'_> {
         let theirs = |precision: &str| torch.iter().find(|r| r.variant.starts_with(&format!("torch/{precision}/")));
         let row = self.step(&setup)?;
         let extra = |r: &Row, name: &str| r.extra.get(name).copied();
-        self.point(Point::least("5", format!("step of the Y-Net, base 32, {batch} cubes, f32"), 25.0, "TFLOP/s", row.gflop_s.map(|g| g * 1e-3)));
+        self.point(Point::least(
+            "5",
+            format!("step of the Y-Net, base 32, {batch} cubes, f32"),
+            25.0,
+            "TFLOP/s",
+            row.gflop_s.map(|g| g * 1e-3),
+        ));
         let tf32 = theirs("tf32").and_then(|r| extra(r, "samples_per_s"));
         let what = format!("step of the Y-Net, base 32, {batch} cubes, f32, of PyTorch with TF32");
         self.point(Point::ratio("5", what, 1.0, "cubes/s", extra(&row, "samples_per_s"), tf32).noted(problems(&row, tf32.is_none())));
         let memory = |r: Option<&Row>, name: &str| r.and_then(|r| extra(r, name)).map(|b| b / f64::from(1 << 20));
         if let (Some(ours), Some(theirs)) = (memory(Some(&row), "allocated_bytes"), memory(theirs("tf32"), "peak_bytes")) {
-            self.point(Point::most("5", format!("peak device memory at {batch} cubes, half of PyTorch's"), theirs / 2.0, "MiB", Some(ours)));
+            self.point(Point::most(
+                "5",
+                format!("peak device memory at {batch} cubes, half of PyTorch's"),
+                theirs / 2.0,
+                "MiB",
+                Some(ours),
+            ));
         }
         Ok(median(&row).map(|s| s / batch as f64))
     }

@@ -213,7 +213,15 @@ pub fn pooling(g: pool::Geom, max: bool, grad: bool, dtype: Dtype) -> Problem {
                 let failure = wrong.map(|(i, w)| format!("`index` of element {i} is {:?}, expected {w}", got.get(*i)));
                 Ok(join([values, Check { error: None, tolerance: 0.0, elements: index.len(), failure }]))
             };
-            Problem::new(name, "forward", shape, operands, flops, move |rec, _, v| pool::max_forward(rec, &g, v[0], v[1], v[2]), check)
+            Problem::new(
+                name,
+                "forward",
+                shape,
+                operands,
+                flops,
+                move |rec, _, v| pool::max_forward(rec, &g, v[0], None, v[1], v[2]),
+                check,
+            )
         }
         (true, true) => {
             let index = any_index(&g);
@@ -224,7 +232,7 @@ pub fn pooling(g: pool::Geom, max: bool, grad: bool, dtype: Dtype) -> Problem {
                 let want = pool::reference_max_backward(&sub, &index, &o[1].content.gather(&at_out));
                 judge("d_x", &out.gather(2, &at_in), &want, allowed(1e-6, dtype))
             };
-            Problem::new(name, "grad", shape, operands, flops, move |rec, _, v| pool::max_backward(rec, &g, v[0], v[1], v[2]), check)
+            Problem::new(name, "grad", shape, operands, flops, move |rec, _, v| pool::max_backward(rec, &g, v[0], v[1], None, v[2]), check)
         }
         (false, false) => {
             let check = move |o: &[Operand], out: &Outputs| {
@@ -350,83 +358,71 @@ pub fn batch_normalisation(grid: Grid, running: bool, grad: bool, dtype: Dtype) 
     let (shape, flops) = (grid.text(), n as u64 * if grad { 12 } else { 8 });
     let stats = move |o: &[Operand], all: &[usize]| batch_norm::reference_statistics(&o[0].content.gather(all), one.len());
     let one = part.channels;
-    match (grad, running) {
-        (false, false) => {
-            let moved = |o: Operand| Operand { content: o.content, ..Operand::updated(o.name, c, Content::Output) };
-            let operands =
-                vec![x, gamma, beta, moved(mean), moved(var), out("saved_mean"), out("saved_inv_std"), Operand::output("y", n, dtype)];
-            let check = move |o: &[Operand], out: &Outputs| {
-                let (mean, var) = stats(o, &all);
-                let [gamma, beta, old_mean, old_var] = [1, 2, 3, 4].map(|i| o[i].content.gather(&one));
-                let y = batch_norm::reference_normalize(&o[0].content.gather(&all), &mean, &var, eps, &gamma, &beta);
+    let norm = Operand::output("norm", batch_norm::NORM * c, Dtype::F32);
+    if !grad {
+        let moved = |o: Operand| Operand { content: o.content, ..Operand::updated(o.name, c, Content::Output) };
+        let kept = if running { [mean, var] } else { [moved(mean), moved(var)] };
+        let [mean, var] = kept;
+        let operands = vec![x, gamma, beta, mean, var, norm, Operand::output("y", n, dtype)];
+        let check = move |o: &[Operand], out: &Outputs| {
+            let [gamma, beta, old_mean, old_var] = [1, 2, 3, 4].map(|i| o[i].content.gather(&one));
+            let (mean, var) = if running { (old_mean.clone(), old_var.clone()) } else { stats(o, &all) };
+            let y = batch_norm::reference_normalize(&o[0].content.gather(&all), &mean, &var, eps, &gamma, &beta);
+            let inv: Vec<f64> = var.iter().map(|v| 1.0 / (v + eps).sqrt()).collect();
+            let row = |k: usize| one.iter().map(|i| k * c + i).collect::<Vec<_>>();
+            let t = summed(rows);
+            let mut checks = vec![
+                judge("y", &out.gather(6, &all), &y, allowed(t, dtype))?,
+                judge("mean", &out.gather(5, &row(0)), &mean, t)?,
+                judge("1/std", &out.gather(5, &row(batch_norm::NORM - 1)), &inv, t)?,
+            ];
+            if !running {
                 let m = f64::from(MOMENTUM);
                 let unbiased = rows as f64 / (rows as f64 - 1.0).max(1.0);
                 let step = |old: &[f64], new: &[f64], factor: f64| -> Vec<f64> {
                     old.iter().zip(new).map(|(o, n)| (1.0 - m) * o + m * n * factor).collect()
                 };
-                let inv: Vec<f64> = var.iter().map(|v| 1.0 / (v + eps).sqrt()).collect();
-                let t = summed(rows);
-                Ok(join([
-                    judge("y", &out.gather(7, &all), &y, allowed(t, dtype))?,
-                    judge("saved_mean", &out.gather(5, &one), &mean, t)?,
-                    judge("saved_inv_std", &out.gather(6, &one), &inv, t)?,
-                    judge("running_mean", &out.gather(3, &one), &step(&old_mean, &mean, 1.0), t)?,
-                    judge("running_var", &out.gather(4, &one), &step(&old_var, &var, unbiased), t)?,
-                ]))
-            };
-            let record = move |rec: &mut Recorder<'_>, _: &str, v: &[View]| {
-                batch_norm::forward(rec, &g, MOMENTUM, v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7])
-            };
-            Problem::new(name, "forward", shape, operands, flops, record, check)
-        }
-        (false, true) => {
-            let operands = vec![x, gamma, beta, mean, var, Operand::output("y", n, dtype)];
-            let check = move |o: &[Operand], out: &Outputs| {
-                let [gamma, beta, mean, var] = [1, 2, 3, 4].map(|i| o[i].content.gather(&one));
-                let y = batch_norm::reference_normalize(&o[0].content.gather(&all), &mean, &var, eps, &gamma, &beta);
-                judge("y", &out.gather(5, &all), &y, allowed(5e-6, dtype))
-            };
-            let record =
-                move |rec: &mut Recorder<'_>, _: &str, v: &[View]| batch_norm::forward_running(rec, &g, v[0], v[1], v[2], v[3], v[4], v[5]);
-            Problem::new(name, "forward", shape, operands, flops, record, check)
-        }
-        (true, _) => {
-            // With the batch's statistics the gradient takes what the forward pass saved: here it is computed, for all channels.
-            let saved = if running {
-                [mean, var]
-            } else {
-                let whole = Part { samples: vec![0], channels: (0..c).collect() };
-                let sums = statistics_of(&x.content, rows, &whole);
-                let of = |name, v: Vec<f64>| Operand::input(name, c, Dtype::F32, Content::Numbers(v.iter().map(|&v| v as f32).collect()));
-                [of("mean", sums.0), of("inv_std", sums.1.iter().map(|v| 1.0 / (v + eps).sqrt()).collect())]
-            };
-            let [mean, spread] = saved;
-            let d_y = input("d_y", n, dtype, 6);
-            let operands = vec![x, gamma, mean, spread, d_y, Operand::output("d_x", n, dtype), out("d_gamma"), out("d_beta")];
-            let check = move |o: &[Operand], out: &Outputs| {
-                let x = o[0].content.gather(&all);
-                let gamma = o[1].content.gather(&one);
-                let (mean, var) = if running {
-                    (o[2].content.gather(&one), o[3].content.gather(&one))
-                } else {
-                    batch_norm::reference_statistics(&x, one.len())
-                };
-                let (d_x, d_gamma, d_beta) =
-                    batch_norm::reference_backward(&x, &mean, &var, eps, &gamma, &o[4].content.gather(&all), running);
-                let t = summed(rows);
-                Ok(join([
-                    judge("d_x", &out.gather(5, &all), &d_x, allowed(t, dtype))?,
-                    judge("d_gamma", &out.gather(6, &one), &d_gamma, t)?,
-                    judge("d_beta", &out.gather(7, &one), &d_beta, t)?,
-                ]))
-            };
-            let record = move |rec: &mut Recorder<'_>, _: &str, v: &[View]| match running {
-                false => batch_norm::backward(rec, &g, v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7]),
-                true => batch_norm::backward_running(rec, &g, v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7]),
-            };
-            Problem::new(name, "grad", shape, operands, flops, record, check)
-        }
+                checks.push(judge("running_mean", &out.gather(3, &one), &step(&old_mean, &mean, 1.0), t)?);
+                checks.push(judge("running_var", &out.gather(4, &one), &step(&old_var, &var, unbiased), t)?);
+            }
+            Ok(join(checks))
+        };
+        let record = move |rec: &mut Recorder<'_>, _: &str, v: &[View]| {
+            let vectors = batch_norm::Vectors { gamma: v[1], beta: v[2], running_mean: v[3], running_var: v[4] };
+            match running {
+                false => batch_norm::statistics(rec, &g, MOMENTUM, v[0], vectors, v[5])?,
+                true => batch_norm::fixed(rec, &g, vectors, v[5])?,
+            }
+            batch_norm::apply(rec, &g, false, v[0], v[5], v[6])
+        };
+        return Problem::new(name, "forward", shape, operands, flops, record, check);
     }
+    // The gradient takes what the forward pass kept: here it is computed, for all channels.
+    let whole: Vec<usize> = (0..c).collect();
+    let (all_mean, all_var) = match running {
+        true => (mean.content.gather(&whole), var.content.gather(&whole)),
+        false => statistics_of(&x.content, rows, &Part { samples: vec![0], channels: whole.clone() }),
+    };
+    let (gammas, betas) = (gamma.content.gather(&whole), beta.content.gather(&whole));
+    let inv: Vec<f64> = all_var.iter().map(|v| 1.0 / (v + eps).sqrt()).collect();
+    let factor: Vec<f64> = inv.iter().zip(&gammas).map(|(v, g)| v * g).collect();
+    let vectors: Vec<f32> = [&all_mean, &factor, &betas, &inv].into_iter().flatten().map(|&v| v as f32).collect();
+    let norm = Operand::input("norm", vectors.len(), Dtype::F32, Content::Numbers(vectors.into()));
+    let operands = vec![x, norm, input("d_y", n, dtype, 6), Operand::output("d_x", n, dtype), out("d_gamma"), out("d_beta")];
+    let check = move |o: &[Operand], out: &Outputs| {
+        let x = o[0].content.gather(&all);
+        let [gamma, mean, var] = [&gammas, &all_mean, &all_var].map(|v| one.iter().map(|&i| v[i]).collect::<Vec<f64>>());
+        let (d_x, d_gamma, d_beta) = batch_norm::reference_backward(&x, &mean, &var, eps, &gamma, &o[2].content.gather(&all), running);
+        let t = summed(rows);
+        Ok(join([
+            judge("d_x", &out.gather(3, &all), &d_x, allowed(t, dtype))?,
+            judge("d_gamma", &out.gather(4, &one), &d_gamma, t)?,
+            judge("d_beta", &out.gather(5, &one), &d_beta, t)?,
+        ]))
+    };
+    let how = batch_norm::Use { fixed: running, relu: false };
+    let record = move |rec: &mut Recorder<'_>, _: &str, v: &[View]| batch_norm::backward(rec, &g, how, v[0], v[1], v[2], v[3], v[4], v[5]);
+    Problem::new(name, "grad", shape, operands, flops, record, check)
 }
 
 /// Mean and biased variance of every channel, without a copy of the tensor.
@@ -698,6 +694,26 @@ pub fn norm(n: usize) -> Problem {
         judge("norm", &out.numbers(1), &[sum.sqrt()], summed(n))
     };
     Problem::new("norm", "forward", n.to_string(), operands, 2 * n as u64, |rec, _, v| optimiser::norm(rec, v[0], v[1]), check)
+}
+
+/// Norm of `n` numbers and the factor that bounds it by 1.
+pub fn clip(n: usize) -> Problem {
+    let operands = vec![
+        input("g", n, Dtype::F32, 1),
+        vector("loss", 1, 2, 0.5, 1.0),
+        Operand::output("norm", 1, Dtype::F32),
+        Operand::output("factor", 1, Dtype::F32),
+    ];
+    let check = move |o: &[Operand], out: &Outputs| {
+        let norm = (0..n).map(|i| o[0].content.at(i).powi(2)).sum::<f64>().sqrt();
+        let factor = (1.0 / (norm + 1e-6)).min(1.0);
+        Ok(join([judge("norm", &out.numbers(2), &[norm], summed(n))?, judge("factor", &out.numbers(3), &[factor], summed(n))?]))
+    };
+    let record = |rec: &mut Recorder<'_>, _: &str, v: &[View]| {
+        optimiser::norm(rec, v[0], v[2])?;
+        optimiser::clip(rec, v[2], v[1], 1.0, v[3])
+    };
+    Problem::new("clip", "forward", n.to_string(), operands, 2 * n as u64, record, check)
 }
 
 /// Squared distances of `rows` rows to `cols` rows of `width` features.

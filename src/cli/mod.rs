@@ -60,7 +60,7 @@ enum Verb {
     Info(info::Args),
     /// Check this machine: every kernel against its reference, a network against PyTorch's numbers
     Doctor(doctor::Args),
-    /// Measure kernels, steps and the loader; try a kernel of your own
+    /// Measure this machine and the kernels on it: peaks, operations, steps, a kernel of your own, comparisons
     Bench(bench::Args),
     /// Choose the fastest variant of each kernel by measurement: show, explain, run, force, export, import
     Tune(tune::Args),

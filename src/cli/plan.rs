@@ -221,8 +221,9 @@ mod tests {
         assert!(one[2].device_bytes.optimiser >= 8 * one[2].parameters as u64);
         assert_eq!(one[2].ops.iter().map(|o| o.flops).sum::<u64>(), one[2].flops_per_step);
         assert_eq!(one[2].largest.len(), LARGEST);
-        // The default batch of 12 in parts of two does 12 samples' work.
-        assert!(parts[2].flops_per_step == one[2].flops_per_step * 3 && parts[2].device_bytes.accumulation > 0);
+        // The default batch of 12 in parts of two does 12 samples' work, three times that of four.
+        let ratio = parts[2].flops_per_step as f64 / one[2].flops_per_step as f64;
+        assert!((ratio / 3.0 - 1.0).abs() < 0.01 && parts[2].device_bytes.accumulation > 0, "{ratio}");
         assert!(parts[2].device_bytes.training < one[2].device_bytes.training);
     }
 }

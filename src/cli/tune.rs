@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::args::{Common, Settings};
+use super::bench::seconds;
 use super::{plan, stop, text};
 use crate::bench::tune::{self, Event, Need};
 use crate::config::Config;
@@ -60,7 +61,7 @@ struct Explain {
 #[derive(Debug, clap::Args)]
 struct Run {
     /// Stop after this time; what has been found is kept
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = seconds)]
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration)]
     budget: Duration,
     /// Measure also what is in the table already
     #[arg(long)]
@@ -97,7 +98,7 @@ struct Import {
 }
 
 /// `90`, `90s`, `1.5m`, `200ms`.
-pub(super) fn seconds(text: &str) -> std::result::Result<Duration, String> {
+fn duration(text: &str) -> std::result::Result<Duration, String> {
     let at = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
     let factor = match &text[at..] {
         "" | "s" => 1.0,
@@ -200,21 +201,11 @@ fn check_key(caps: &Caps, f: &Force) -> Result<()> {
     }
 }
 
-fn micro(seconds: f64) -> String {
-    if seconds >= 1.0 {
-        format!("{seconds:.2} s")
-    } else if seconds >= 1e-3 {
-        format!("{:.2} ms", seconds * 1e3)
-    } else {
-        format!("{:.1} µs", seconds * 1e6)
-    }
-}
-
 /// `tile 1.20 ms` and so on, or why not.
 fn brief(c: &Candidate) -> String {
     match (c.seconds, &c.refused) {
-        (Some(s), None) => format!("{} {}", c.variant, micro(s)),
-        (Some(s), Some(_)) => format!("{} ({})", c.variant, micro(s)),
+        (Some(s), None) => format!("{} {}", c.variant, seconds(s)),
+        (Some(s), Some(_)) => format!("{} ({})", c.variant, seconds(s)),
         (None, _) => format!("{} (refused)", c.variant),
     }
 }
@@ -237,10 +228,10 @@ fn show(common: &Common, tuning: &Tuning) -> Result<()> {
     for (key, e) in tuning.entries() {
         let forced = tuning.forced().get(key);
         let chosen = forced.map_or_else(|| e.chosen.clone(), |f| format!("{f} (forced)"));
-        let seconds = time_of(e, forced.unwrap_or(&e.chosen)).and_then(|c| c.seconds);
-        let rate = seconds.map_or(String::new(), |s| format!("{:.1}", e.flops as f64 / s / 1e9));
+        let time = time_of(e, forced.unwrap_or(&e.chosen)).and_then(|c| c.seconds);
+        let rate = time.map_or(String::new(), |s| format!("{:.1}", e.flops as f64 / s / 1e9));
         let others: Vec<String> = e.candidates.iter().filter(|c| c.variant != e.chosen).map(brief).collect();
-        rows.push(vec![key.to_owned(), chosen, seconds.map_or(String::new(), micro), rate, others.join(", ")]);
+        rows.push(vec![key.to_owned(), chosen, time.map_or(String::new(), seconds), rate, others.join(", ")]);
     }
     for (key, v) in tuning.forced().iter().filter(|(k, _)| tuning.entry(k).is_none()) {
         rows.push(vec![key.clone(), format!("{v} (forced)"), String::new(), String::new(), String::new()]);
@@ -295,7 +286,7 @@ fn explain(common: &Common, caps: &Caps, tuning: &Tuning, a: &Explain) -> Result
             .map(|c| {
                 vec![
                     c.variant.clone(),
-                    c.seconds.map_or("-".into(), micro),
+                    c.seconds.map_or("-".into(), seconds),
                     c.seconds.map_or("-".into(), |s| format!("{:.1}", e.flops as f64 / s / 1e9)),
                     c.error.map_or("-".into(), |x| format!("{x:.1e}")),
                     c.refused.clone().unwrap_or_else(|| "may win".into()),
@@ -369,10 +360,10 @@ mod tests {
 
     #[test]
     fn times_have_units() {
-        let of = |t: &str| seconds(t).map(|d| d.as_secs_f64());
+        let of = |t: &str| duration(t).map(|d| d.as_secs_f64());
         assert_eq!([of("60s"), of("1.5m"), of("200ms"), of("7"), of("1h")], [60.0, 90.0, 0.2, 7.0, 3600.0].map(Ok));
         for wrong in ["", "s", "5 apples", "-3s", "1e9h"] {
-            assert!(seconds(wrong).is_err(), "{wrong}");
+            assert!(duration(wrong).is_err(), "{wrong}");
         }
     }
 }

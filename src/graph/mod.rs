@@ -10,10 +10,11 @@ mod op;
 mod params;
 
 pub use build::NormValues;
-pub use op::{Op, Upsampling};
+pub use op::{FusedConv, Head, Op, Upsampling};
 pub use params::{Init, Layout, Param, Tensors};
 
 use crate::error::{Error, Result};
+use crate::kernels::batch_norm;
 
 /// Shape of a value: `[N, D, H, W, C]`, C innermost. Vectors are `[1, 1, 1, 1, n]`, per-sample numbers `[N, 1, 1, 1, 1]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -35,6 +36,11 @@ impl Shape {
     /// A vector of `n` elements.
     pub fn vector(n: usize) -> Self {
         Self::new(1, [1; 3], n)
+    }
+
+    /// The vectors that a batch norm of `channels` channels normalises with.
+    pub fn norm(channels: usize) -> Self {
+        Self::new(1, [1, 1, batch_norm::NORM], channels)
     }
 
     /// One number a sample.
@@ -94,7 +100,7 @@ pub struct Value {
 }
 
 /// An operation with its operands.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Node {
     /// What is computed.
     pub op: Op,
@@ -203,6 +209,11 @@ impl Graph {
     /// As [`Graph::push`], for one result.
     fn push1(&mut self, label: &str, op: Op, inputs: Vec<ValueId>, shape: Shape) -> ValueId {
         self.push(label, op, inputs, &[shape])[0]
+    }
+
+    /// The same network by other operations: all values, inputs and outputs stay.
+    pub(crate) fn rewritten(&self, nodes: Vec<Node>) -> Self {
+        Self { nodes, ..self.clone() }
     }
 
     fn expect(&self, op: &'static str, what: &str, value: ValueId, shape: Shape) -> Result<()> {

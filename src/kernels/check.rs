@@ -243,6 +243,23 @@ pub fn compare(got: &[f32], want: &[f64], tolerance: f64) -> Result<Outcome> {
     Ok(Outcome { error: worst.0, tolerance, failure })
 }
 
+/// The first comparison that failed, or else the one closest to failing.
+///
+/// # Errors
+/// Never; the type fits the end of a case.
+pub(super) fn worst(outcomes: impl IntoIterator<Item = (&'static str, Outcome)>) -> Result<Outcome> {
+    let mut out = Outcome { error: 0.0, tolerance: f64::MIN_POSITIVE, failure: None };
+    for (name, o) in outcomes {
+        if let Some(f) = o.failure {
+            return Ok(Outcome { failure: Some(format!("{name}: {f}")), ..o });
+        }
+        if o.error / o.tolerance >= out.error / out.tolerance {
+            out = o;
+        }
+    }
+    Ok(out)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -58,6 +58,7 @@ fn file(name: &str) -> &'static str {
         "elementwise" => "elementwise.wgsl",
         "grid" => "common/grid.wgsl",
         "group_sum" => "common/group_sum.wgsl",
+        "head" => "head.wgsl",
         "knn_distance" => "knn_distance.wgsl",
         "knn_select" => "knn_select.wgsl",
         "loss" => "loss.wgsl",

@@ -23,6 +23,30 @@ pub(super) fn index(width: usize) -> (&'static str, Const) {
     ("Index", Const::Type(if width == 4 { "vec4<u32>" } else { "u32" }))
 }
 
+/// The block `load`: how a kernel reads element i of `x`. With `norm` it reads the ReLU of a batch norm's result,
+/// from the vectors `norm` `[4, C]` of the channel, loaded beforehand; the result itself is then never stored.
+pub(super) fn loaded(norm: bool) -> (&'static str, &'static str) {
+    let text = if norm {
+        "struct Norm { mean: Elem, factor: Elem, shift: Elem }
+fn norm_of(c: u32, vectors: u32) -> Norm { return Norm(norm[c], norm[vectors + c], norm[2u * vectors + c]); }
+fn load(i: u32, n: Norm) -> Elem {
+    let v = (x[i] - n.mean) * n.factor + n.shift;
+    return select(v, Elem(0.0), v < Elem(0.0));
+}"
+    } else {
+        "struct Norm { none: u32 }
+fn norm_of(c: u32, vectors: u32) -> Norm { return Norm(0u); }
+fn load(i: u32, n: Norm) -> Elem { return x[i]; }"
+    };
+    ("load", text)
+}
+
+/// What the block of [`loaded`] reads of x `[rows, channels]`, in f64.
+pub(super) fn reference_loaded(x: &[f64], norm: &[f64], channels: usize) -> Vec<f64> {
+    let at = |k: usize, i: usize| norm[k * channels + i % channels];
+    x.iter().enumerate().map(|(i, v)| ((v - at(0, i)) * at(1, i) + at(2, i)).max(0.0)).collect()
+}
+
 /// The header line that `shaders/common/rows.wgsl` expects.
 pub(super) fn successive(caps: &Caps) -> (&'static str, Const) {
     ("SUCCESSIVE", Const::Bool(caps.kind == Kind::Cpu))

@@ -1,15 +1,17 @@
 //! From a graph to a list of dispatches with memory assigned, before anything is allocated.
 //!
-//! [`Plan::new`] lowers every operation to dispatches for the adapter's capabilities, gives every
+//! [`Plan::new`] joins operations ([`fuse`]), lowers each to dispatches for the adapter's capabilities, gives every
 //! computed value a slot by lifetime and knows peak memory, operations and bytes. [`Store`] holds
 //! the flat parameter, gradient and optimiser buffers; [`Session`] binds a plan to a store and
 //! replays it.
 
+pub mod fuse;
 mod lower;
 mod memory;
 mod session;
 pub mod tuning;
 
+pub use fuse::Fusion;
 pub use session::{Session, Store};
 
 use crate::error::{Error, Result};
@@ -55,14 +57,16 @@ pub struct Options {
     pub share: bool,
     /// Variants chosen by measurement or by the user.
     pub choices: Choices,
+    /// Which operations are joined; `None` for those that [`Fusion::on`] finds to pay on the adapter.
+    pub fusion: Option<Fusion>,
     /// Cheap activations that the gradient needs are computed again there instead of being kept; the results are the same.
     pub recompute: bool,
 }
 
 impl Default for Options {
-    /// Shared memory, default variants, nothing computed twice.
+    /// Shared memory, default variants and fusion, nothing computed twice.
     fn default() -> Self {
-        Self { share: true, choices: Choices::default(), recompute: false }
+        Self { share: true, choices: Choices::default(), fusion: None, recompute: false }
     }
 }
 
@@ -76,7 +80,7 @@ impl Options {
 /// A graph made ready for one kind of adapter.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// The graph.
+    /// The graph as it is computed: what was asked for, after fusion.
     pub graph: Graph,
     /// All dispatches; scratch and computed values are already named by slot.
     pub dispatches: Vec<Dispatch>,
@@ -114,6 +118,7 @@ impl Plan {
     /// # Errors
     /// As [`Plan::new`].
     pub fn with(graph: &Graph, caps: &Caps, options: &Options) -> Result<Self> {
+        let graph = &fuse::fuse(graph, &options.fusion.unwrap_or_else(|| Fusion::on(caps)), caps);
         let mut lowered = Vec::with_capacity(graph.nodes().len());
         for node in graph.nodes() {
             let mut rec = Recorder::tuned(caps, &options.choices);

@@ -21,7 +21,7 @@ use crate::graph::Graph;
 use crate::interop::tensors::File;
 use crate::kernels::optimiser::Hyper;
 use crate::model::{Mode, Spec};
-use crate::plan::{Options, Plan, Session, Store};
+use crate::plan::{Fusion, Options, Plan, Session, Store};
 use crate::rng::Key;
 use crate::transform::{Augment, Draws};
 
@@ -488,7 +488,9 @@ impl Phase<'_> {
     fn first_non_finite(&self, store: &Store, rig: &Rig, batch: &Batch, draws: Draws) -> Result<String> {
         let ctx = self.ctx;
         let graph = self.objective.graph(&self.spec, self.micro, self.size, Mode::Train)?;
-        let trace = Session::new(ctx, Plan::with(&graph, ctx.caps(), &Options { share: false, ..Options::of(ctx) })?, store)?;
+        // Every operation by itself: the more there are, the better the place is known.
+        let options = Options { share: false, fusion: Some(Fusion::NONE), ..Options::of(ctx) };
+        let trace = Session::new(ctx, Plan::with(&graph, ctx.caps(), &options)?, store)?;
         for first in (0..self.batch).step_by(self.micro) {
             rig.feed(ctx, Part::of(batch, first, self.micro), draws)?;
             for (name, value) in graph.inputs() {

@@ -18,14 +18,15 @@ use crate::harness::{self, Rig, wide};
 
 const GRID: [usize; 3] = [16, 16, 8];
 
-fn network(variant: Variant) -> Network {
-    let activation = if variant == Variant::Keras { Activation::Relu } else { Activation::PRelu };
+fn network(variant: Variant, activation: Activation) -> Network {
     let spec = Spec { base: 2, depth: 4, variant, activation, norm: Norm::Running };
     Network { spec, restores: true, skips: true, classes: Some(5) }
 }
 
 fn graphs() -> Vec<Graph> {
-    [Variant::PyTorch, Variant::Keras].map(|v| network(v).graph(2, GRID).unwrap()).into()
+    [(Variant::PyTorch, Activation::PRelu), (Variant::PyTorch, Activation::Relu), (Variant::Keras, Activation::Relu)]
+        .map(|(v, a)| network(v, a).graph(2, GRID).unwrap())
+        .into()
 }
 
 /// Bindings of a plan name slot s as buffer s + this.
@@ -50,7 +51,8 @@ fn the_same_graph_and_adapter_give_the_same_plan() {
 }
 
 /// First and last operation at which each value of a slot is needed, worked out from the graph alone.
-fn lifetimes(g: &Graph, plan: &Plan) -> Vec<(usize, usize, usize)> {
+fn lifetimes(plan: &Plan) -> Vec<(usize, usize, usize)> {
+    let g = &plan.graph;
     let mut out = Vec::new();
     for (i, value) in g.values().iter().enumerate() {
         let v = semantic_genesis::graph::ValueId(i);
@@ -73,14 +75,14 @@ fn lifetimes(g: &Graph, plan: &Plan) -> Vec<(usize, usize, usize)> {
 fn no_two_live_values_share_a_slot_and_slots_are_shared() {
     for (graph, caps) in graphs().iter().flat_map(|g| adapters().map(|c| (g.clone(), c))) {
         let plan = Plan::new(&graph, &caps).unwrap();
-        let lives = lifetimes(&graph, &plan);
+        let lives = lifetimes(&plan);
         for (i, a) in lives.iter().enumerate() {
             for b in lives[..i].iter().filter(|b| b.0 == a.0) {
                 assert!(a.2 < b.1 || b.2 < a.1, "slot {} holds two values at once: {a:?} and {b:?}", a.0);
             }
         }
         // Scratch: what an operation binds besides its operands and results is nobody's.
-        for (i, (node, op)) in graph.nodes().iter().zip(&plan.ops).enumerate() {
+        for (i, (node, op)) in plan.graph.nodes().iter().zip(&plan.ops).enumerate() {
             let own: Vec<usize> = node.inputs.iter().chain(&node.outputs).filter_map(|&v| plan.slot(v)).collect();
             for d in &plan.dispatches[op.dispatches.clone()] {
                 for slot in d.bindings.iter().filter_map(|b| b.buffer.0.checked_sub(FIRST_SLOT)).map(|s| s as usize) {
@@ -206,7 +208,7 @@ fn predicted_bytes_are_those_allocated() {
 fn batches_in_slices_compute_the_same() {
     let Some(ctx) = harness::trusted() else { return };
     let batch = 12;
-    let graph = network(Variant::PyTorch).graph(batch, GRID).unwrap();
+    let graph = network(Variant::PyTorch, Activation::PRelu).graph(batch, GRID).unwrap();
     let small = Caps { max_binding: 256 << 10, ..ctx.caps().clone() };
     let (whole, sliced) = (Plan::new(&graph, ctx.caps()).unwrap(), Plan::new(&graph, &small).unwrap());
     assert!(sliced.dispatches.len() > whole.dispatches.len() + 30, "{} and {}", sliced.dispatches.len(), whole.dispatches.len());
@@ -222,7 +224,7 @@ fn batches_in_slices_compute_the_same() {
 
 #[test]
 fn what_cannot_be_sliced_is_an_error_that_says_what_to_do() {
-    let graph = network(Variant::PyTorch).graph(2, GRID).unwrap();
+    let graph = network(Variant::PyTorch, Activation::PRelu).graph(2, GRID).unwrap();
     let error = Plan::new(&graph, &Caps { max_binding: 16 << 10, ..Caps::minimal() }).unwrap_err();
     let text = error.to_string();
     for part in ["one sample of conv3d", "needs", "MiB per binding", "cube.size", "model.base_channels"] {

@@ -14,7 +14,7 @@ use semantic_genesis::kernels::conv3d::{self, Geom, Input, Output, Source};
 use semantic_genesis::kernels::transform::{self, Geometry, Sample};
 use semantic_genesis::kernels::{activation, elementwise, knn, loss, optimiser, pool, prelu, reduce, upsample};
 use semantic_genesis::model::{Mode, Spec};
-use semantic_genesis::plan::Plan;
+use semantic_genesis::plan::{Fusion, Options, Plan};
 use semantic_genesis::train::network::{Objective, features};
 
 use crate::gradients;
@@ -45,9 +45,11 @@ impl Collection {
     }
 
     fn plan(&mut self, caps: &Caps, graph: &Graph) {
-        match Plan::new(graph, caps) {
-            Ok(plan) => self.take(plan.dispatches),
-            Err(e) => panic!("{}: {e}", caps.name),
+        for fusion in [Fusion::NONE, Fusion::ALL, Fusion { load: false, ..Fusion::ALL }] {
+            match Plan::with(graph, caps, &Options { fusion: Some(fusion), ..Options::default() }) {
+                Ok(plan) => self.take(plan.dispatches),
+                Err(e) => panic!("{}: {e}", caps.name),
+            }
         }
     }
 }
@@ -172,8 +174,8 @@ fn grids(caps: &Caps, into: &mut Collection) {
         let (x, y) = (2 * 192 * channels, 2 * 24 * channels);
         let u = upsample::Geom { batch: 2, input: [2, 3, 4], output: [4, 6, 8], channels };
         into.record(caps, |rec| {
-            pool::max_forward(rec, &g, view(0, x), view(1, y), view(2, y))?;
-            pool::max_backward(rec, &g, view(2, y), view(1, y), view(0, x))?;
+            pool::max_forward(rec, &g, view(0, x), None, view(1, y), view(2, y))?;
+            pool::max_backward(rec, &g, view(2, y), view(1, y), None, view(0, x))?;
             pool::avg_forward(rec, &g, view(0, x), view(1, y))?;
             pool::avg_backward(rec, &g, view(1, y), view(0, x))?;
             pool::global_avg_forward(rec, 2, 192, channels, view(0, x), view(1, 2 * channels))?;

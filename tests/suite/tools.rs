@@ -141,7 +141,8 @@ fn steps_and_the_loader_are_measured_in_parts() {
     let cache = dir.path().join("cache");
     let semgen = Program::new(&cache);
     for model in ["ynet", "unet", "classifier", "autoencoder"] {
-        let args = ["bench", "step", "--model", model, "--base", "2", "--cube", "16,16,8", "--batch", "2", "--time-limit", "0.3", "--layers"];
+        let args =
+            ["bench", "step", "--model", model, "--base", "2", "--cube", "16,16,8", "--batch", "2", "--time-limit", "0.3", "--layers"];
         let step = semgen.json(&args);
         let rows = step["rows"].as_array().unwrap();
         let whole = rows.iter().find(|r| r["op"] == "step" && r["pass"] == "step").unwrap();

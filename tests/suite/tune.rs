@@ -45,7 +45,9 @@ fn keys_read_back_as_what_they_stand_for() {
             }
         }
     }
-    for wrong in ["", "conv3d", "conv3d forward 32>16 1x8x8 k3 s1 p1 f32", "conv3d sideways 32>16 1x8x8x8 k3 s1 p1 f32", "pool a b c d e f g"] {
+    for wrong in
+        ["", "conv3d", "conv3d forward 32>16 1x8x8 k3 s1 p1 f32", "conv3d sideways 32>16 1x8x8x8 k3 s1 p1 f32", "pool a b c d e f g"]
+    {
         assert_eq!(Problem::parse(wrong), None, "{wrong}");
     }
 }

@@ -12,14 +12,14 @@ pub mod directives;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::conv;
+use super::catalogue::{Kind, Options, problem};
 use super::measure::Rules;
 use super::op::{Prepared, Problem, bench};
 use super::peak::Roof;
 use super::result::Row;
+use super::shape;
 use crate::error::{Error, Result};
 use crate::gpu::{BufferId, Caps, Context, Dispatch, Dtype, Fault, Reflection, Target, View, inspect};
-use crate::kernels::conv3d::{Geom, Pass};
 use directives::{Directives, evaluate};
 
 /// An operation with the constants that a text for it may use.
@@ -32,54 +32,64 @@ pub struct Task {
 }
 
 /// The sizes of an operation.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Sizes<'a> {
-    /// Numbers separated by commas.
+    /// Numbers separated by commas, as the operation names them.
     pub shape: &'a str,
-    /// Kernel of a convolution.
-    pub kernel: [usize; 3],
-    /// Stride of a convolution.
-    pub stride: [usize; 3],
-    /// Padding of a convolution; half the kernel unless given.
+    /// Kernel or window, where it is not the usual one.
+    pub kernel: Option<[usize; 3]>,
+    /// Stride.
+    pub stride: Option<[usize; 3]>,
+    /// Padding.
     pub padding: Option<[usize; 3]>,
 }
 
 /// The passes of operation `op` at these sizes.
 ///
 /// # Errors
-/// [`Error::Usage`] for an operation that a text cannot take the place of or sizes that are not its own,
-/// [`Error::Shape`] for sizes that cannot be.
+/// [`Error::Usage`] for an operation that there is not or sizes that are not its own, [`Error::Shape`] for sizes that
+/// cannot be.
 pub fn tasks(caps: &Caps, op: &str, sizes: &Sizes<'_>) -> Result<Vec<Task>> {
-    let numbers: Option<Vec<usize>> = sizes.shape.split(',').map(|n| n.trim().parse().ok()).collect();
-    match op {
-        "conv3d" => {
-            let Some([n, ci, co, d, h, w]) = numbers.and_then(|v| <[usize; 6]>::try_from(v).ok()) else {
-                return Err(Error::Usage(format!("--shape {}: expected N,CI,CO,D,H,W, as in 1,32,64,32,32,32", sizes.shape)));
-            };
-            let g =
-                Geom::new(n, [d, h, w], ci, co, sizes.kernel, sizes.stride, sizes.padding.unwrap_or_else(|| sizes.kernel.map(|k| k / 2)))?;
-            Pass::ALL.iter().map(|&pass| convolution_task(caps, g, pass)).collect()
-        }
-        _ => {
-            let known: Vec<_> = TEMPLATES.iter().map(|t| t.0).collect();
-            Err(Error::Usage(format!("--op {op}: a text cannot take its place; there are {}", known.join(", "))))
-        }
-    }
+    let kind = Kind::find(op)?;
+    let shapes = shape::parse(op, kind.fields, sizes.shape)?;
+    let [n] = &shapes[..] else {
+        return Err(Error::Usage(format!("--shape {}: a text is for one shape, this stands for {}", sizes.shape, shapes.len())));
+    };
+    let Sizes { kernel, stride, padding, .. } = *sizes;
+    let options = Options { kernel, stride, padding, dtype: Dtype::F32 };
+    let task =
+        |&pass: &&'static str| Ok(Task { problem: problem(caps, &kind, pass, n, &options)?, constants: constants(&kind, n, &options) });
+    kind.passes.iter().map(task).collect()
 }
 
-fn convolution_task(caps: &Caps, g: Geom, pass: Pass) -> Result<Task> {
-    let problem = conv::convolution(caps, g, &[g.whole()], pass, false, Dtype::F32)?;
-    let mut constants = vec![("N", g.batch), ("CI", g.in_channels), ("CO", g.out_channels)];
-    for (names, values) in [
-        (["D", "H", "W"], g.input),
-        (["OD", "OH", "OW"], g.output()),
-        (["KD", "KH", "KW"], g.kernel),
-        (["SD", "SH", "SW"], g.stride),
-        (["PD", "PH", "PW"], g.padding),
-    ] {
-        constants.extend(names.into_iter().zip(values));
+/// The numbers of a shape by the names that the operation has for them, and what follows from them.
+fn constants(kind: &Kind, n: &[usize], options: &Options) -> Vec<(String, u64)> {
+    let mut out: Vec<(String, u64)> = kind.fields.split(',').zip(n).map(|(name, &v)| (name.to_owned(), v as u64)).collect();
+    let Some(first) = kind.fields.split(',').position(|f| f == "D") else { return out };
+    let grid: [usize; 3] = std::array::from_fn(|a| n[first + a]);
+    let mut put = |prefix: &str, values: [usize; 3]| {
+        out.extend(["D", "H", "W"].iter().zip(values).map(|(axis, v)| (format!("{prefix}{axis}"), v as u64)));
+    };
+    let usual = match kind.name {
+        "conv3d" => ([3; 3], [1; 3]),
+        "conv_transpose3d" => ([2; 3], [2; 3]),
+        "max_pool" | "avg_pool" => ([2; 3], options.kernel.unwrap_or([2; 3])),
+        name if name.starts_with("upsample") => {
+            put("O", grid.map(|v| 2 * v));
+            return out;
+        }
+        _ => return out,
+    };
+    let (k, s) = (options.kernel.unwrap_or(usual.0), options.stride.unwrap_or(usual.1));
+    let p = options.padding.unwrap_or(if kind.name == "conv3d" { k.map(|k| k / 2) } else { [0; 3] });
+    let output: [usize; 3] = std::array::from_fn(|a| match kind.name {
+        "conv_transpose3d" => ((grid[a] - 1) * s[a] + k[a]).saturating_sub(2 * p[a]),
+        _ => (grid[a] + 2 * p[a]).saturating_sub(k[a]) / s[a] + 1,
+    });
+    for (prefix, values) in [("O", output), ("K", k), ("S", s), ("P", p)] {
+        put(prefix, values);
     }
-    Ok(Task { problem, constants: constants.into_iter().map(|(n, v)| (n.to_owned(), v as u64)).collect() })
+    out
 }
 
 /// The name of the entry point for a pass.
@@ -119,7 +129,14 @@ pub fn template(op: &str) -> Result<&'static str> {
 }
 
 /// Operations with a kernel to start from.
-pub const TEMPLATES: [(&str, &str); 1] = [("conv3d", include_str!("conv3d.wgsl"))];
+pub const TEMPLATES: [(&str, &str); 6] = [
+    ("conv3d", include_str!("conv3d.wgsl")),
+    ("batch_norm_running", include_str!("batch_norm_running.wgsl")),
+    ("relu", include_str!("relu.wgsl")),
+    ("max_pool", include_str!("max_pool.wgsl")),
+    ("upsample_nearest", include_str!("upsample_nearest.wgsl")),
+    ("knn_distance", include_str!("knn_distance.wgsl")),
+];
 
 /// A user's text, understood.
 #[derive(Debug)]

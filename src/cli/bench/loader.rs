@@ -1,11 +1,10 @@
 //! `semgen bench loader`.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use super::super::args::{Common, triple};
 use super::super::text;
-use super::{finish, seconds};
+use super::{rules, write};
 use crate::bench::loader::{self, Volumes};
 use crate::bench::measure::Rules;
 use crate::bench::result::{Document, Environment};
@@ -32,12 +31,12 @@ pub(in crate::cli) struct Args {
     /// Do not time a training step beside it
     #[arg(long)]
     alone: bool,
-    /// Most time for each measurement
-    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = seconds)]
-    limit: Duration,
-    /// Write the measurements to a file
-    #[arg(long = "json-file", value_name = "FILE.json")]
-    json_file: Option<PathBuf>,
+    /// Seconds for each measurement
+    #[arg(long, value_name = "SECONDS", default_value_t = 5.0)]
+    time_limit: f64,
+    /// Write the result to a file, - for the output
+    #[arg(id = "json", long = "json", value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+    file: Option<PathBuf>,
 }
 
 pub(super) fn run(common: &Common, a: &Args) -> Result<()> {
@@ -45,7 +44,7 @@ pub(super) fn run(common: &Common, a: &Args) -> Result<()> {
         Some(dir) => Volumes::Store(Store::open(dir)?),
         None => Volumes::phantoms()?,
     };
-    let rules = Rules::within(a.limit);
+    let rules = rules(a.time_limit)?;
     let ctx = common.context()?;
     let mut document = Document::new(Environment::here(ctx.caps()), None);
     let row = loader::measure(volumes, a.batch.max(1), a.cube, &rules)?;
@@ -60,7 +59,7 @@ pub(super) fn run(common: &Common, a: &Args) -> Result<()> {
         demand = report.whole.extra.get("samples_per_s").copied();
         document.rows.push(report.whole);
     }
-    finish(common, &document, a.json_file.as_deref(), || {
+    if !write(&document, a.file.as_deref())? {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         text::say(format_args!("the loader cuts {supply:.1} cubes of {} a second with {threads} threads", text::by(&a.cube)));
         if let Some(demand) = demand {
@@ -71,5 +70,6 @@ pub(super) fn run(common: &Common, a: &Args) -> Result<()> {
                 supply / demand
             ));
         }
-    })
+    }
+    Ok(())
 }

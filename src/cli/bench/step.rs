@@ -1,13 +1,12 @@
 //! `semgen bench step`.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use super::super::args::{Common, triple};
 use super::super::text;
-use super::{finish, micro, seconds};
+use super::{roof, rules, seconds, write};
 use crate::bench::measure::Rules;
-use crate::bench::peak::Roof;
+use crate::bench::page;
 use crate::bench::result::{Document, Environment, Row};
 use crate::bench::step::{self, Model, Report, Setup};
 use crate::config::Preset;
@@ -34,12 +33,15 @@ pub(in crate::cli) struct Args {
     /// List every operation of the network with its time on the device
     #[arg(long)]
     layers: bool,
-    /// Most time for the whole step's repetitions
-    #[arg(long, value_name = "TIME", default_value = "20s", value_parser = seconds)]
-    limit: Duration,
-    /// Write the measurements to a file
-    #[arg(long = "json-file", value_name = "FILE.json")]
-    json_file: Option<PathBuf>,
+    /// Seconds for each measurement
+    #[arg(long, value_name = "SECONDS", default_value_t = 20.0)]
+    time_limit: f64,
+    /// Write the result to a file, - for the output
+    #[arg(id = "json", long = "json", value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+    file: Option<PathBuf>,
+    /// Write a page with the roofline and a table of layers
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
 }
 
 impl Args {
@@ -62,25 +64,34 @@ impl Args {
 }
 
 pub(super) fn run(common: &Common, a: &Args) -> Result<()> {
-    let setup = a.setup()?;
+    let (setup, rules) = (a.setup()?, rules(a.time_limit)?);
     let ctx = common.context()?;
     ctx.choose(crate::plan::tuning::choices_for(ctx.caps()));
-    let roof = Roof::kept(ctx.caps());
-    let report = step::measure(&ctx, &setup, &Rules { least: 3, ..Rules::within(a.limit) }, roof.as_ref(), a.layers)?;
-    let mut document = Document::new(Environment::here(ctx.caps()), roof);
+    let roof = roof(common, &ctx, false, false)?;
+    let report = step::measure(&ctx, &setup, &Rules { least: 3, ..rules }, Some(&roof), a.layers)?;
+    let mut document = Document::new(Environment::here(ctx.caps()), Some(roof));
     document.rows = report.rows().cloned().collect();
-    finish(common, &document, a.json_file.as_deref(), || {
-        text::say(format_args!("{} base {}, {} cubes of {} on {}", a.model, a.base, a.batch, text::by(&a.cube), ctx.caps().name));
+    let title = format!("{} base {}, {} cubes of {}", a.model, a.base, a.batch, text::by(&a.cube));
+    if !write(&document, a.file.as_deref())? {
+        text::say(format_args!("{title} on {}", ctx.caps().name));
         lines(&report).iter().for_each(text::say);
         if a.layers && !report.layers.is_empty() {
             text::say(layers(&report));
         }
-    })
+    }
+    match &a.html {
+        Some(path) => {
+            // The page shows where the time goes: operations, or else the parts.
+            document.rows = if report.layers.is_empty() { report.parts } else { report.layers };
+            page::write(&document, &title, path)
+        }
+        None => Ok(()),
+    }
 }
 
 /// The step and its parts.
 pub(super) fn lines(report: &Report) -> Vec<String> {
-    let cell = |s: Option<f64>| s.map_or("-".to_owned(), micro);
+    let cell = |s: Option<f64>| s.map_or("-".to_owned(), seconds);
     let row = |r: &Row| {
         vec![
             r.pass.clone(),
@@ -119,11 +130,11 @@ fn layers(report: &Report) -> String {
                 r.layer.clone(),
                 r.op.clone(),
                 r.shape.clone(),
-                micro(of(r)),
+                seconds(of(r)),
                 format!("{:.1} %", 100.0 * of(r) / total.max(1e-12)),
                 r.gflop_s.map_or("-".into(), |g| format!("{g:.1}")),
                 r.gb_s.map_or("-".into(), |g| format!("{g:.1}")),
-                r.roof_s.map_or("-".into(), micro),
+                r.roof_s.map_or("-".into(), seconds),
             ]
         })
         .collect();

@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use super::super::args::{Common, triple};
+use super::super::args::Common;
 use super::super::{stop, text};
-use super::{finish, micro, seconds};
-use crate::bench::measure::Rules;
+use super::{rules, seconds, three, write};
 use crate::bench::peak::Roof;
 use crate::bench::result::{Document, Environment, Row};
-use crate::bench::wgsl::{self, Refusal, Task, Text};
+use crate::bench::shape;
+use crate::bench::wgsl::{self, Refusal, Sizes, Task, Text};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::gpu::{Caps, Context, Target};
@@ -29,15 +29,15 @@ pub(in crate::cli) struct Args {
     /// Sizes, as `bench op` takes them for the operation; of conv3d N,CI,CO,D,H,W
     #[arg(long, value_name = "SIZES", default_value = "1,32,64,32,32,32")]
     shape: String,
-    /// Kernel of a convolution
-    #[arg(long, value_name = "D,H,W", default_value = "3,3,3", value_parser = triple::<usize>)]
-    kernel: [usize; 3],
-    /// Stride of a convolution
-    #[arg(long, value_name = "D,H,W", default_value = "1,1,1", value_parser = triple::<usize>)]
-    stride: [usize; 3],
-    /// Zero padding of a convolution [default: half the kernel]
-    #[arg(long, value_name = "D,H,W", value_parser = triple::<usize>)]
-    padding: Option<[usize; 3]>,
+    /// Kernel or window, one number or three, as `bench op` takes it
+    #[arg(long, value_name = "D,H,W")]
+    kernel: Option<String>,
+    /// Stride, one number or three
+    #[arg(long, value_name = "D,H,W")]
+    stride: Option<String>,
+    /// Padding, one number or three
+    #[arg(long, value_name = "D,H,W")]
+    padding: Option<String>,
     /// Pass: forward, input-grad, weight-grad, or all that the file has an entry point for
     #[arg(long, value_name = "PASS", default_value = "all")]
     pass: String,
@@ -62,12 +62,12 @@ pub(in crate::cli) struct Args {
     /// Run the file without bounds checks and bounded loops, as our kernels run; a wrong index may crash the driver
     #[arg(long)]
     unchecked: bool,
-    /// Most time for one measurement
-    #[arg(long, value_name = "TIME", default_value = "3s", value_parser = seconds)]
-    limit: Duration,
-    /// Write the measurements to a file
-    #[arg(long = "json-file", value_name = "FILE.json")]
-    json_file: Option<PathBuf>,
+    /// Seconds for each measurement
+    #[arg(long, value_name = "SECONDS", default_value_t = 3.0)]
+    time_limit: f64,
+    /// Write the result to a file, - for the output
+    #[arg(id = "json", long = "json", value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+    file_json: Option<PathBuf>,
 }
 
 pub(super) fn run(common: &Common, a: &Args) -> Result<()> {
@@ -75,7 +75,13 @@ pub(super) fn run(common: &Common, a: &Args) -> Result<()> {
         text::say(wgsl::template(op)?.trim_end());
         return Ok(());
     }
-    let sizes = wgsl::Sizes { shape: &a.shape, kernel: a.kernel, stride: a.stride, padding: a.padding };
+    let three = |name: &str, text: &Option<String>, least| text.as_deref().map(|t| shape::triple(name, t, least)).transpose();
+    let sizes = Sizes {
+        shape: &a.shape,
+        kernel: three("--kernel", &a.kernel, 1)?,
+        stride: three("--stride", &a.stride, 1)?,
+        padding: three("--padding", &a.padding, 0)?,
+    };
     if a.contract || a.emit.is_some() {
         // No device is needed; limits only matter when something runs.
         let tasks = wgsl::tasks(&Caps::minimal(), &a.op, &sizes)?;
@@ -89,14 +95,14 @@ pub(super) fn run(common: &Common, a: &Args) -> Result<()> {
     let mut bench = Bench::open(common, a)?;
     let tasks = wgsl::tasks(bench.ours.caps(), &a.op, &sizes)?;
     if !a.watch {
-        return bench.once(common, a, file, &tasks);
+        return bench.once(a, file, &tasks);
     }
     let interrupted = stop::watch()?;
     text::note(common.json, &format!("{} is measured whenever it is saved; Ctrl-C ends", file.display()));
     watch(
         file,
         &mut || {
-            if let Err(e) = bench.once(common, a, file, &tasks) {
+            if let Err(e) = bench.once(a, file, &tasks) {
                 text::complain(&e.to_string());
                 // A device that has failed once reports nothing else.
                 if matches!(e, Error::Gpu(_)) {
@@ -188,7 +194,7 @@ impl Bench {
     }
 
     /// Measures every pass that is asked for.
-    fn once(&self, common: &Common, a: &Args, file: &Path, tasks: &[Task]) -> Result<()> {
+    fn once(&self, a: &Args, file: &Path, tasks: &[Task]) -> Result<()> {
         let user = read(file)?;
         let theirs = self.theirs.as_ref().unwrap_or(&self.ours);
         let mut document = Document::new(Environment::here(self.ours.caps()), self.roof.clone());
@@ -200,7 +206,7 @@ impl Bench {
                 continue;
             }
             done.push(task.problem.pass);
-            let rules = Rules::within(a.limit);
+            let rules = rules(a.time_limit)?;
             document.rows.extend(wgsl::compare(&self.ours, theirs, task, &source, a.groups.as_deref(), &rules, self.roof.as_ref())?);
         }
         if done.is_empty() {
@@ -208,10 +214,10 @@ impl Bench {
             return Err(Error::input(file, format!("has no entry point for --pass {}; expected one of {}", a.pass, asked.join(", "))));
         }
         let checks = if a.unchecked { "without runtime checks" } else { "with runtime checks, ours without" };
-        finish(common, &document, a.json_file.as_deref(), || {
+        if !write(&document, a.file_json.as_deref())? {
             text::say(format_args!("{} {} on {}; the file runs {checks}", a.op, a.shape, self.ours.caps().name));
             text::say(table(&document.rows));
-        })?;
+        }
         match document.wrong().next() {
             Some(row) => Err(Error::Failed(format!("{}: {} of {}: {}", row.variant, row.op, row.pass, row.failure().unwrap_or_default()))),
             None => Ok(()),
@@ -226,7 +232,7 @@ fn table(rows: &[Row]) -> String {
         let ours = pair.first().and_then(|r| r.time()).map(|t| t.median);
         for r in pair {
             let time = r.time();
-            let rate = |v: Option<f64>| v.map_or("-".into(), |v| format!("{v:.1}"));
+            let rate = |v: Option<f64>| v.map_or("-".into(), three);
             let error = r.check.as_ref().and_then(|c| c.error).map_or("-".into(), |e| format!("{e:.1e}"));
             let verdict = match (r.failure(), &r.skipped) {
                 (Some(f), _) => format!("wrong: {f}"),
@@ -236,7 +242,7 @@ fn table(rows: &[Row]) -> String {
             out.push(vec![
                 r.pass.clone(),
                 r.variant.clone(),
-                time.map_or("-".into(), |t| micro(t.median)),
+                time.map_or("-".into(), |t| seconds(t.median)),
                 time.map_or("-".into(), |t| format!("±{:.1} %", 50.0 * t.spread)),
                 rate(r.gflop_s),
                 rate(r.gb_s),
