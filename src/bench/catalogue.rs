@@ -2,14 +2,15 @@
 
 use super::conv;
 use super::op::Problem;
-use super::ops::{self, Grid, Transform};
+use super::ops::{self, Grid, Norm, Transform};
 use super::shape;
 use crate::error::{Error, Result};
 use crate::gpu::{Caps, Dtype};
 use crate::graph::{Graph, Node, Op, Upsampling};
 use crate::kernels::activation::Function;
+use crate::kernels::batch_norm::Use;
 use crate::kernels::conv3d::{Geom, Pass};
-use crate::kernels::loss::Pointwise;
+use crate::kernels::loss::{Pointwise, head};
 use crate::kernels::optimiser::Rule;
 use crate::kernels::{pool, upsample};
 
@@ -38,16 +39,25 @@ const fn kind(name: &'static str, fields: &'static str, passes: &'static [&'stat
 }
 
 /// Every operation.
-pub const KINDS: [Kind; 39] = [
+pub const KINDS: [Kind; 48] = [
     kind("conv3d", CONV, PASSES, "convolution; D,H,W is the input's grid"),
     kind("conv_transpose3d", CONV, PASSES, "transposed convolution; D,H,W is the input's grid, kernel and stride 2"),
+    kind("conv3d_load", CONV, &["forward", "weight-grad"], "the same, of an input that is normalised as it is read"),
+    kind("conv3d_statistics", CONV, FORWARD, "the same, with the statistics of the result"),
+    kind("conv3d_load_statistics", CONV, FORWARD, "both"),
     kind("max_pool", GRID, BOTH, "maximum of windows of 2×2×2"),
+    kind("max_pool_fused", GRID, BOTH, "of an input that is normalised as it is read; the gradient added to another one"),
+    kind("head", GRID, FORWARD, "the last layer with sigmoid, loss and gradients"),
     kind("avg_pool", GRID, BOTH, "mean of windows of 2×2×2"),
     kind("global_avg_pool", GRID, BOTH, "mean over the grid"),
     kind("upsample_nearest", GRID, BOTH, "every voxel repeated to twice the grid"),
     kind("upsample_trilinear", GRID, BOTH, "trilinear to twice the grid"),
     kind("batch_norm", GRID, BOTH, "by the batch's statistics"),
     kind("batch_norm_running", GRID, BOTH, "by running statistics"),
+    kind("batch_norm_relu", GRID, BOTH, "by the batch's statistics, with the ReLU that follows"),
+    kind("batch_norm_statistics", GRID, FORWARD, "the vectors that normalise, from the batch"),
+    kind("batch_norm_apply", GRID, FORWARD, "normalisation by given vectors"),
+    kind("batch_norm_apply_relu", GRID, FORWARD, "the same, with the ReLU that follows"),
     kind("relu", GRID, BOTH, "max(0, x)"),
     kind("elu", GRID, BOTH, "exponential linear unit"),
     kind("sigmoid", GRID, BOTH, "logistic function"),
@@ -131,12 +141,13 @@ pub struct Options {
 /// [`Error::Shape`] for sizes that the operation refuses, [`Error::Usage`] for options that it has not.
 pub fn problem(caps: &Caps, kind: &Kind, pass: &'static str, n: &[usize], options: &Options) -> Result<Problem> {
     let Options { kernel, stride, padding, dtype } = *options;
-    let windows = matches!(kind.name, "conv3d" | "conv_transpose3d" | "max_pool" | "avg_pool");
+    let windows =
+        kind.name.starts_with("conv") || kind.name.ends_with("_pool") && !kind.name.starts_with("global") || kind.name == "max_pool_fused";
     if !windows && (kernel.is_some() || stride.is_some() || padding.is_some()) {
         return Err(Error::Usage(format!("{} has no --kernel, --stride or --padding", kind.name)));
     }
     if dtype == Dtype::F16 {
-        if kind.fields != CONV && kind.fields != GRID || matches!(kind.name, "mse" | "mae" | "bce" | "soft_dice") {
+        if kind.fields != CONV && kind.fields != GRID || matches!(kind.name, "mse" | "mae" | "bce" | "soft_dice" | "head") {
             return Err(Error::Usage(format!("--dtype f16: {} works on 32-bit values only", kind.name)));
         }
         if !caps.f16 {
@@ -152,6 +163,19 @@ pub fn problem(caps: &Caps, kind: &Kind, pass: &'static str, n: &[usize], option
             let p = padding.unwrap_or(k.map(|k| k / 2));
             let g = Geom::new(n[0], [n[3], n[4], n[5]], n[1], n[2], k, stride.unwrap_or([1; 3]), p)?;
             conv::convolution(caps, g, &[g.whole()], conv_pass, false, dtype)?
+        }
+        "conv3d_load" | "conv3d_statistics" | "conv3d_load_statistics" => {
+            let k = kernel.unwrap_or([3; 3]);
+            let p = padding.unwrap_or(k.map(|k| k / 2));
+            let g = Geom::new(n[0], [n[3], n[4], n[5]], n[1], n[2], k, stride.unwrap_or([1; 3]), p)?;
+            let (load, statistics) = (kind.name.contains("load"), kind.name.contains("statistics"));
+            conv::fused(caps, g, &[g.whole()], &[load], conv_pass, false, statistics, dtype)?
+        }
+        "head" => {
+            let g = head::Geom { batch: n[0], voxels: n[2] * n[3] * n[4], channels: n[1] };
+            let mut p = ops::head(g, Pointwise::Mse, head::Parts { norm: false, restored: false, gradient: true });
+            p.shape = grid().text();
+            p
         }
         "conv_transpose3d" => {
             let (k, s, p) = (kernel.unwrap_or([2; 3]), stride.unwrap_or([2; 3]), padding.unwrap_or([0; 3]));
@@ -171,10 +195,10 @@ pub fn problem(caps: &Caps, kind: &Kind, pass: &'static str, n: &[usize], option
             (p.op, p.shape) = ("linear".into(), format!("{},{},{}", n[0], n[1], n[2]));
             p
         }
-        "max_pool" | "avg_pool" => {
+        "max_pool" | "max_pool_fused" | "avg_pool" => {
             let k = kernel.unwrap_or([2; 3]);
             let g = pool::Geom::new(n[0], [n[2], n[3], n[4]], n[1], k, stride.unwrap_or(k), padding.unwrap_or([0; 3]))?;
-            ops::pooling(g, kind.name == "max_pool", grad, dtype)
+            ops::pooling(g, kind.name != "avg_pool", grad, kind.name == "max_pool_fused", dtype)
         }
         "global_avg_pool" => ops::global_avg_pool(grid(), grad, dtype),
         "upsample_nearest" | "upsample_trilinear" => {
@@ -183,8 +207,13 @@ pub fn problem(caps: &Caps, kind: &Kind, pass: &'static str, n: &[usize], option
             let mode = if kind.name == "upsample_nearest" { upsample::Mode::Nearest } else { upsample::Mode::Trilinear };
             ops::upsampling(g, mode, grad, dtype)
         }
-        "batch_norm" => ops::batch_normalisation(grid(), false, grad, dtype),
-        "batch_norm_running" => ops::batch_normalisation(grid(), true, grad, dtype),
+        "batch_norm" | "batch_norm_running" | "batch_norm_relu" => {
+            let how = Use { fixed: kind.name == "batch_norm_running", relu: kind.name == "batch_norm_relu" };
+            ops::batch_normalisation(grid(), if grad { Norm::Grad(how) } else { Norm::Whole(how) }, dtype)
+        }
+        "batch_norm_statistics" => ops::batch_normalisation(grid(), Norm::Vectors { fixed: false }, dtype),
+        "batch_norm_apply" => ops::batch_normalisation(grid(), Norm::Apply { relu: false }, dtype),
+        "batch_norm_apply_relu" => ops::batch_normalisation(grid(), Norm::Apply { relu: true }, dtype),
         "relu" => ops::activation(Function::Relu, grid(), grad, dtype),
         "elu" => ops::activation(Function::Elu, grid(), grad, dtype),
         "sigmoid" => ops::activation(Function::Sigmoid, grid(), grad, dtype),
@@ -249,17 +278,28 @@ pub fn of_node(caps: &Caps, graph: &Graph, node: &Node, dtype: Dtype) -> Result<
         Op::Conv3dWeightGrad { geom, .. } if blocks(geom) => conv::transposed(caps, *geom, Pass::WeightGrad, false, dtype)?,
         Op::Conv3dWeightGrad { geom, sources } => conv::convolution(caps, *geom, sources, Pass::WeightGrad, false, dtype)?,
         Op::ChannelSum => ops::channel_sum(grid(shape(0)), dtype),
-        Op::MaxPool(g) => ops::pooling(*g, true, false, dtype),
-        Op::MaxPoolGrad(g) => ops::pooling(*g, true, true, dtype),
-        Op::AvgPool(g) => ops::pooling(*g, false, false, dtype),
-        Op::AvgPoolGrad(g) => ops::pooling(*g, false, true, dtype),
+        Op::MaxPool(g) => ops::pooling(*g, true, false, false, dtype),
+        Op::MaxPoolGrad(g) => ops::pooling(*g, true, true, false, dtype),
+        Op::NormMaxPool(g) => ops::pooling(*g, true, false, true, dtype),
+        Op::MaxPoolGradAdd(g) => ops::pooling(*g, true, true, true, dtype),
+        Op::AvgPool(g) => ops::pooling(*g, false, false, false, dtype),
+        Op::AvgPoolGrad(g) => ops::pooling(*g, false, true, false, dtype),
+        Op::FusedConv3d(f) => conv::fused(caps, f.geom, &f.sources, &f.norms, Pass::Forward, f.bias, f.statistics.is_some(), dtype)?,
+        Op::LoadedWeightGrad { geom, sources, norms } => conv::fused(caps, *geom, sources, norms, Pass::WeightGrad, false, false, dtype)?,
+        Op::Head(h) => ops::head(h.geom, h.loss, h.parts),
         Op::GlobalAvgPool => ops::global_avg_pool(grid(shape(0)), false, dtype),
         Op::GlobalAvgPoolGrad => ops::global_avg_pool(grid(out), true, dtype),
         Op::Upsample(g, m) => ops::upsampling(*g, mode(m), false, dtype),
         Op::UpsampleGrad(g, m) => ops::upsampling(*g, mode(m), true, dtype),
-        Op::BatchNorm { .. } => ops::batch_normalisation(grid(out), false, false, dtype),
-        Op::BatchNormGrad { how, .. } => ops::batch_normalisation(grid(out), how.fixed, true, dtype),
-        Op::BatchNormRunning(_) => ops::batch_normalisation(grid(out), true, false, dtype),
+        Op::BatchNorm { .. } => ops::batch_normalisation(grid(out), Norm::Whole(Use::default()), dtype),
+        Op::BatchNormRunning(_) => ops::batch_normalisation(grid(out), Norm::Whole(Use { fixed: true, relu: false }), dtype),
+        Op::BatchNormGrad { how, .. } => ops::batch_normalisation(grid(out), Norm::Grad(*how), dtype),
+        Op::NormStatistics { .. } => ops::batch_normalisation(grid(shape(0)), Norm::Vectors { fixed: false }, dtype),
+        Op::NormFixed(g) => {
+            let grid = Grid { batch: g.batch, size: [1, 1, g.spatial], channels: g.channels };
+            ops::batch_normalisation(grid, Norm::Vectors { fixed: true }, dtype)
+        }
+        Op::NormApply { relu, .. } => ops::batch_normalisation(grid(out), Norm::Apply { relu: *relu }, dtype),
         Op::Activation(f) => ops::activation(*f, grid(out), false, dtype),
         Op::ActivationGrad(f) => ops::activation(*f, grid(out), true, dtype),
         Op::PRelu => ops::prelu(grid(out), false, dtype),

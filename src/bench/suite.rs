@@ -17,6 +17,7 @@ use crate::gpu::{Caps, Context, Dtype};
 use crate::graph::Graph;
 use crate::kernels::optimiser::Rule;
 use crate::model::{Mode, Spec};
+use crate::plan::{Fusion, fuse};
 use crate::train::network::Objective;
 
 /// Names of the suites.
@@ -110,12 +111,14 @@ pub struct Scale {
     pub batch: usize,
     /// Voxels of a cube.
     pub cube: [usize; 3],
+    /// The operations that the planner makes of the network on the adapter, not the network's own.
+    pub fused: bool,
 }
 
 impl Default for Scale {
     /// The published network on one published cube.
     fn default() -> Self {
-        Self { base: 32, batch: 1, cube: [64, 64, 32] }
+        Self { base: 32, batch: 1, cube: [64, 64, 32], fused: false }
     }
 }
 
@@ -136,7 +139,7 @@ pub fn network(name: &str, scale: Scale) -> Result<Graph> {
 ///
 /// # Errors
 /// [`Error::Usage`] for an unknown name, and what the network refuses.
-pub fn named(name: &str, scale: Scale, which: &Which, dtype: Dtype) -> Result<Vec<Job>> {
+pub fn named(caps: &Caps, name: &str, scale: Scale, which: &Which, dtype: Dtype) -> Result<Vec<Job>> {
     let kinds = |list: &[(&str, Vec<usize>)]| -> Result<Vec<Job>> {
         let job = |(name, shape): &(&str, Vec<usize>)| {
             let kind = Kind::find(name)?;
@@ -146,7 +149,8 @@ pub fn named(name: &str, scale: Scale, which: &Which, dtype: Dtype) -> Result<Ve
     };
     match name {
         "ynet3d" | "unet3d" => {
-            let graph = std::rc::Rc::new(network(name, scale)?);
+            let graph = network(name, scale)?;
+            let graph = std::rc::Rc::new(if scale.fused { fuse(&graph, &Fusion::on(caps), caps) } else { graph });
             let mut jobs: Vec<Job> = (0..graph.nodes().len())
                 .map(|i| {
                     let graph = graph.clone();
@@ -302,9 +306,9 @@ mod tests {
 
     #[test]
     fn the_y_net_is_timed_layer_by_layer() {
-        let scale = Scale { base: 8, batch: 2, cube: [16, 16, 16] };
-        let jobs = named("ynet3d", scale, &Which::Default, Dtype::F32).unwrap();
+        let scale = Scale { base: 8, batch: 2, cube: [16, 16, 16], fused: false };
         let caps = Caps::minimal();
+        let jobs = named(&caps, "ynet3d", scale, &Which::Default, Dtype::F32).unwrap();
         let problems: Vec<Problem> = jobs.iter().map(|j| j.problem(&caps).unwrap()).collect();
         let of = |op: &str, pass: &str| problems.iter().filter(|p| p.op == op && p.pass == pass).count();
         // 15 convolutions of 3×3×3, one of 1×1×1, the head's, and a linear layer; the image has no gradient.
@@ -318,15 +322,21 @@ mod tests {
         assert_eq!((first.layer.as_str(), first.shape.as_str()), ("down_tr64.ops.0.conv1", "2,1,8,16,16,16"));
         let flops: u64 = problems.iter().filter(|p| p.op.starts_with("conv")).map(|p| p.flops).sum();
         let graph = network("ynet3d", scale).unwrap();
-        let plan = crate::plan::Plan::new(&graph, &caps).unwrap();
+        let options = crate::plan::Options { fusion: Some(Fusion::NONE), ..Default::default() };
+        let plan = crate::plan::Plan::with(&graph, &caps, &options).unwrap();
         let planned: u64 = plan.ops.iter().filter(|o| o.op.starts_with("conv")).map(|o| o.flops).sum();
         assert!((flops as f64 / planned as f64 - 1.0).abs() < 0.02, "{flops} and {planned}");
-        assert!(named("unet3d", scale, &Which::Default, Dtype::F32).unwrap().len() < jobs.len());
+        let fused = named(&caps, "ynet3d", Scale { fused: true, ..scale }, &Which::Default, Dtype::F32).unwrap();
+        let problems: Vec<Problem> = fused.iter().map(|j| j.problem(&caps).unwrap()).collect();
+        assert!(
+            fused.len() < jobs.len() && problems.iter().any(|p| p.op == "head") && problems.iter().any(|p| p.op.starts_with("conv3d_"))
+        );
+        assert!(named(&caps, "unet3d", scale, &Which::Default, Dtype::F32).unwrap().len() < jobs.len());
     }
 
     #[test]
     fn suites_and_files_say_what_is_wrong() {
-        let e = named("ynet", Scale::default(), &Which::Default, Dtype::F32).unwrap_err();
+        let e = named(&Caps::minimal(), "ynet", Scale::default(), &Which::Default, Dtype::F32).unwrap_err();
         assert!(e.to_string().contains("did you mean `ynet3d`?"), "{e}");
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("shapes.toml");

@@ -11,7 +11,7 @@ mod memory;
 mod session;
 pub mod tuning;
 
-pub use fuse::Fusion;
+pub use fuse::{Fusion, fuse};
 pub use session::{Session, Store};
 
 use crate::error::{Error, Result};
@@ -118,7 +118,7 @@ impl Plan {
     /// # Errors
     /// As [`Plan::new`].
     pub fn with(graph: &Graph, caps: &Caps, options: &Options) -> Result<Self> {
-        let graph = &fuse::fuse(graph, &options.fusion.unwrap_or_else(|| Fusion::on(caps)), caps);
+        let graph = &fuse(graph, &options.fusion.unwrap_or_else(|| Fusion::on(caps)), caps);
         let mut lowered = Vec::with_capacity(graph.nodes().len());
         for node in graph.nodes() {
             let mut rec = Recorder::tuned(caps, &options.choices);

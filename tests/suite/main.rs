@@ -1,6 +1,7 @@
 //! Integration tests: kernels, gradients, parity, files and the program itself.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod bench;
 mod cli;
 mod data;
 mod discover;

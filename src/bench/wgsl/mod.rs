@@ -71,9 +71,9 @@ fn constants(kind: &Kind, n: &[usize], options: &Options) -> Vec<(String, u64)> 
         out.extend(["D", "H", "W"].iter().zip(values).map(|(axis, v)| (format!("{prefix}{axis}"), v as u64)));
     };
     let usual = match kind.name {
-        "conv3d" => ([3; 3], [1; 3]),
         "conv_transpose3d" => ([2; 3], [2; 3]),
         "max_pool" | "avg_pool" => ([2; 3], options.kernel.unwrap_or([2; 3])),
+        name if name.starts_with("conv3d") => ([3; 3], [1; 3]),
         name if name.starts_with("upsample") => {
             put("O", grid.map(|v| 2 * v));
             return out;
@@ -81,7 +81,7 @@ fn constants(kind: &Kind, n: &[usize], options: &Options) -> Vec<(String, u64)> 
         _ => return out,
     };
     let (k, s) = (options.kernel.unwrap_or(usual.0), options.stride.unwrap_or(usual.1));
-    let p = options.padding.unwrap_or(if kind.name == "conv3d" { k.map(|k| k / 2) } else { [0; 3] });
+    let p = options.padding.unwrap_or(if kind.name.starts_with("conv3d") { k.map(|k| k / 2) } else { [0; 3] });
     let output: [usize; 3] = std::array::from_fn(|a| match kind.name {
         "conv_transpose3d" => ((grid[a] - 1) * s[a] + k[a]).saturating_sub(2 * p[a]),
         _ => (grid[a] + 2 * p[a]).saturating_sub(k[a]) / s[a] + 1,

@@ -13,7 +13,7 @@ use crate::bench::result::{Document, Environment, Row};
 use crate::bench::shape;
 use crate::bench::suite::{self, Job, NAMES, Scale, Which};
 use crate::error::{Error, Result};
-use crate::gpu::Dtype;
+use crate::gpu::{Caps, Dtype};
 
 /// Options of `bench op`.
 #[derive(Debug, clap::Args)]
@@ -55,6 +55,9 @@ pub(in crate::cli) struct Args {
     /// Voxels of a suite's cube
     #[arg(long, value_name = "X,Y,Z", default_value = "64,64,32", value_parser = triple::<usize>)]
     cube: [usize; 3],
+    /// Time what the planner makes of a suite's network on this adapter, not each of its layers by itself
+    #[arg(long, requires = "suite")]
+    fused: bool,
     /// Seconds for each measurement [default: 3]
     #[arg(long, value_name = "SECONDS")]
     time_limit: Option<f64>,
@@ -90,9 +93,9 @@ pub(super) fn run(common: &Common, a: &Args) -> Result<()> {
         text::say(text::table(&["operation", "shape", "passes", ""], &rows));
         return Ok(());
     }
-    let jobs = jobs(a)?;
     let rules = rules(a)?;
     let ctx = common.context()?;
+    let jobs = jobs(ctx.caps(), a)?;
     let roof = roof(common, &ctx, a.fresh, a.quick)?;
     let mut document = Document::new(Environment::here(ctx.caps()), Some(roof.clone()));
     let to_output = a.file.as_deref() == Some(Path::new("-"));
@@ -137,14 +140,14 @@ fn rules(a: &Args) -> Result<Rules> {
     }
 }
 
-fn jobs(a: &Args) -> Result<Vec<Job>> {
+fn jobs(caps: &Caps, a: &Args) -> Result<Vec<Job>> {
     let which = Which::parse(a.variant.as_deref());
     if let Some(suite) = &a.suite {
         let path = Path::new(suite);
-        let scale = Scale { base: a.base.into(), batch: a.batch.into(), cube: a.cube };
+        let scale = Scale { base: a.base.into(), batch: a.batch.into(), cube: a.cube, fused: a.fused };
         let is_file = path.extension().is_some_and(|e| e == "toml" || e == "json") || path.is_file();
         let mut jobs = match NAMES.contains(&suite.as_str()) || !is_file {
-            true => suite::named(suite, scale, &which, a.dtype)?,
+            true => suite::named(caps, suite, scale, &which, a.dtype)?,
             false => suite::file(path, &which, a.dtype)?,
         };
         suite::only(&mut jobs, &a.pass);
