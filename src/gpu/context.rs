@@ -142,6 +142,7 @@ fn caps(adapter: &wgpu::Adapter) -> Caps {
         subgroup_min: if subgroups { info.subgroup_min_size } else { 0 },
         subgroup_max: if subgroups { info.subgroup_max_size } else { 0 },
         f16: features.contains(wgpu::Features::SHADER_F16),
+        int64: features.contains(wgpu::Features::SHADER_INT64),
         timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
         cooperative,
     }
@@ -217,8 +218,11 @@ impl Context {
             .then(|| wgpu::util::pipeline_cache_key(&info))
             .flatten()
             .map(|id| format!("{id} {} {} semgen {}", caps.name, caps.driver, env!("CARGO_PKG_VERSION")));
-        let mut wanted =
-            wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SHADER_F16 | wgpu::Features::PIPELINE_CACHE;
+        let mut wanted = wgpu::Features::SUBGROUP
+            | wgpu::Features::TIMESTAMP_QUERY
+            | wgpu::Features::SHADER_F16
+            | wgpu::Features::SHADER_INT64
+            | wgpu::Features::PIPELINE_CACHE;
         let mut experimental = wgpu::ExperimentalFeatures::disabled();
         if !caps.cooperative.is_empty() {
             wanted |= wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;

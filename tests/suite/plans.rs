@@ -33,7 +33,7 @@ fn graphs() -> Vec<Graph> {
 const FIRST_SLOT: u32 = 16;
 
 fn adapters() -> [Caps; 2] {
-    [Caps::minimal(), Caps { max_binding: 256 << 10, subgroup_min: 8, subgroup_max: 8, ..Caps::minimal() }]
+    [Caps::minimal(), Caps { max_binding: 256 << 10, subgroup_min: 8, subgroup_max: 8, int64: true, ..Caps::minimal() }]
 }
 
 #[test]
@@ -240,7 +240,7 @@ fn slots_take_little_more_than_what_is_in_use_at_once() {
     for (base, batch) in [(8, 1), (8, 12), (32, 1), (32, 12)] {
         let spec = Spec { base, depth: 4, variant: Variant::PyTorch, activation: Activation::Relu, norm: Norm::Running };
         let graph = joint.graph(&spec, batch, [64, 64, 32], Mode::Train).unwrap();
-        let caps = Caps { max_binding: u64::MAX, max_buffer: u64::MAX, subgroup_min: 8, subgroup_max: 8, ..Caps::minimal() };
+        let caps = Caps { max_binding: u64::MAX, max_buffer: u64::MAX, subgroup_min: 8, subgroup_max: 8, int64: true, ..Caps::minimal() };
         let plan = Plan::new(&graph, &caps).unwrap();
         let (slots, live) = (plan.slot_bytes(), plan.live_bytes());
         println!("base {base} batch {batch}: {:.1} MiB in slots, {:.1} MiB live", slots as f64 / 1048576.0, live as f64 / 1048576.0);

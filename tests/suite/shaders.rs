@@ -24,7 +24,7 @@ use crate::gradients;
 fn adapters() -> Vec<Caps> {
     let base = Caps::minimal();
     vec![
-        Caps { kind: Kind::Cpu, subgroup_min: 8, subgroup_max: 8, workgroup_memory: 32 << 10, ..base.clone() },
+        Caps { kind: Kind::Cpu, subgroup_min: 8, subgroup_max: 8, int64: true, workgroup_memory: 32 << 10, ..base.clone() },
         Caps { kind: Kind::Discrete, subgroup_min: 32, subgroup_max: 32, max_binding: (1 << 31) - 4, max_buffer: 1 << 40, ..base.clone() },
         base,
     ]

@@ -458,7 +458,7 @@ mod tests {
 
     #[test]
     fn choices_are_named_and_followed_where_they_can_be() {
-        let caps = crate::gpu::Caps { subgroup_min: 8, subgroup_max: 8, ..crate::gpu::Caps::minimal() };
+        let caps = crate::gpu::Caps { subgroup_min: 8, subgroup_max: 8, int64: true, ..crate::gpu::Caps::minimal() };
         let g = Geom::new(1, [32; 3], 32, 64, [3; 3], [1; 3], [1; 3]).unwrap();
         let p = problem(Pass::Forward, &g, g.whole(), Dtype::F32);
         assert_eq!(p.key(), "conv3d forward 32>64 1x32x32x32 k3 s1 p1 f32");

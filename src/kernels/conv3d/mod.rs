@@ -13,6 +13,7 @@
 mod cases;
 mod plain;
 mod statistics;
+mod text;
 mod tile;
 
 pub use cases::{cases, reference_backward_input, reference_backward_weight, reference_forward};
@@ -118,7 +119,7 @@ pub enum Variant {
     Plain,
     /// Register tile; the channels it owns in fours.
     Tile,
-    /// Register tile with weights broadcast over subgroups of eight.
+    /// Register tile for subgroups of eight that share what they load, eight numbers a lane; needs 64-bit integers.
     Sub8,
 }
 
@@ -204,7 +205,7 @@ impl Problem {
     pub fn candidates(&self, caps: &Caps) -> Vec<Variant> {
         let mut out = Vec::new();
         if tile::fits(self) {
-            if caps.subgroup8() {
+            if caps.subgroup8() && caps.int64 {
                 out.push(Variant::Sub8);
             }
             out.push(Variant::Tile);
