@@ -3,7 +3,7 @@
 // A workgroup takes `turns` tiles of 64 voxels of one sample: an invocation first makes a voxel's logit, then it adds up
 // the weight gradient of one channel vector over every few voxels of the tile.
 // uses: grid, group_sum
-// expects: Elem (f32 or vec4<f32>), VECTORS (channel vectors of a voxel, at most 64), KIND (0 squared, 1 absolute error)
+// expects: Elem (f32 or vec4<f32>), Stored (Elem, or the same of f16), VECTORS (channel vectors of a voxel, at most 64), KIND (0 squared, 1 absolute error)
 struct Params {
     batch: u32,           // samples of this dispatch
     voxels: u32,          // of a sample
@@ -13,7 +13,7 @@ struct Params {
     inverse: f32,         // 1 / voxels
 }
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<Elem>;                        // [batch, voxels, C]
+@group(0) @binding(1) var<storage, read> x: array<Stored>;                      // [batch, voxels, C]
 @group(0) @binding(2) var<storage, read> norm: array<Elem>;                     // [4, C]
 @group(0) @binding(3) var<storage, read> weight: array<Elem>;                   // [C]
 @group(0) @binding(4) var<storage, read> bias: array<f32>;                      // [1]

@@ -208,6 +208,17 @@ words! {
     }
 }
 
+words! {
+    /// How activations are stored while training.
+    Precision {
+        /// In 32 bits: the reference.
+        F32 = "f32",
+        /// Activations and their gradients in 16 bits, with a dynamic loss scale; arithmetic, parameters, their
+        /// gradients, statistics, losses and the optimiser stay in 32 bits. Needs an adapter with 16-bit floats.
+        Mixed = "mixed",
+    }
+}
+
 /// All settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -346,6 +357,8 @@ pub struct Train {
     pub val_transform: ValTransform,
     /// Crops per step.
     pub batch_size: usize,
+    /// Storage of activations in both phases; the autoencoder of `discover` is always trained in f32.
+    pub precision: Precision,
     /// Crops that are on the device at once, a divisor of `batch_size`: a step adds up the gradients of its parts. Batch norm
     /// sees one part at a time. `"auto"`: the largest that the adapter and `memory` allow; runs record what it came to.
     pub micro_batch: Auto<usize>,
@@ -456,6 +469,7 @@ impl Default for Config {
                 flip_axes: FlipAxes::Xy,
                 val_transform: ValTransform::Fixed,
                 batch_size: 12,
+                precision: Precision::F32,
                 micro_batch: Auto::AUTO,
                 memory: Auto::AUTO,
                 recompute: Auto::Given(false),

@@ -16,7 +16,7 @@ use super::peak::Roof;
 use super::probe;
 use super::result::{Document, Environment, Row};
 use super::step::{self, Model, Setup};
-use crate::config::Preset;
+use crate::config::{Precision, Preset};
 use crate::doctor;
 use crate::error::{Error, Result};
 use crate::gpu::{Context, Dtype, Kind as Adapter, Timing};
@@ -312,8 +312,8 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn setup(&self, batch: usize, base: usize, cube: [usize; 3]) -> Setup {
-        Setup { model: Model::Ynet, batch, cube, base, classes: 44, preset: Preset::Paper }
+    fn setup(batch: usize, base: usize, cube: [usize; 3]) -> Setup {
+        Setup { model: Model::Ynet, batch, cube, base, classes: 44, preset: Preset::Paper, precision: Precision::F32 }
     }
 
     /// One of our steps.
@@ -337,7 +337,7 @@ impl Run<'_> {
         let torch = if judged { self.pytorch(&cases.iter().map(command).collect::<Vec<_>>())? } else { Vec::new() };
         let mut first = None;
         for &(batch, base, cube, least) in if judged { cases } else { &cases[..1] } {
-            let setup = self.setup(batch, base, cube);
+            let setup = Self::setup(batch, base, cube);
             let row = self.step(&setup)?;
             let ours = row.extra.get("samples_per_s").copied();
             first = first.or(median(&row));
@@ -425,7 +425,7 @@ impl Run<'_> {
     /// Point 5: whole steps; the time of one cube.
     fn gpu_steps(&mut self) -> Result<Option<f64>> {
         let batch = self.options.batch;
-        let setup = self.setup(batch, 32, [64, 64, 32]);
+        let setup = Self::setup(batch, 32, [64, 64, 32]);
         let torch = self.pytorch(&[format!("step --base 32 --batch {batch} --cube 64,64,32")])?;
         let theirs = |precision: &str| torch.iter().find(|r| r.variant.starts_with(&format!("torch/{precision}/")));
         let row = self.step(&setup)?;
@@ -449,6 +449,24 @@ impl Run<'_> {
                 "MiB",
                 Some(ours),
             ));
+        }
+        if self.ctx.caps().f16 {
+            let mixed = self.step(&Setup { precision: Precision::Mixed, ..setup })?;
+            let amp = theirs("amp");
+            let rate = amp.and_then(|r| extra(r, "samples_per_s"));
+            let what = format!("step of the Y-Net, base 32, {batch} cubes, mixed, of PyTorch with AMP");
+            self.point(
+                Point::ratio("5", what, 1.0, "cubes/s", extra(&mixed, "samples_per_s"), rate).noted(problems(&mixed, rate.is_none())),
+            );
+            if let (Some(ours), Some(theirs)) = (memory(Some(&mixed), "allocated_bytes"), memory(amp, "peak_bytes")) {
+                self.point(Point::most(
+                    "5",
+                    format!("peak device memory at {batch} cubes, mixed, half of PyTorch's"),
+                    theirs / 2.0,
+                    "MiB",
+                    Some(ours),
+                ));
+            }
         }
         Ok(median(&row).map(|s| s / batch as f64))
     }

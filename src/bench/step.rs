@@ -9,17 +9,21 @@ use std::time::Instant;
 use super::measure::{Measurement, Rules, Stats, repeat};
 use super::peak::Roof;
 use super::result::Row;
-use crate::config::{Activation, Config, Norm, Optimiser, Preset, Variant};
+use crate::config::{Activation, Config, Norm, Optimiser, Precision, Preset, Variant};
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Context, Program, Timing};
-use crate::graph::{Graph, ValueId};
+use crate::graph::{Graph, LOSS_SCALE, ValueId};
 use crate::kernels::check::numbers;
 use crate::kernels::optimiser::Hyper;
 use crate::model::{Mode, Spec};
 use crate::plan::{Options, Plan, Session, Store};
+use crate::train::fit::Stage;
 use crate::train::network::Objective;
-use crate::train::update::{Update, moments};
+use crate::train::update::Update;
 use crate::transform::{Augment, Draws};
+
+/// Loss scale of mixed precision: large enough for gradients to survive, small enough for none to overflow.
+const SCALE: f32 = 1024.0;
 
 /// A network with a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +78,8 @@ pub struct Setup {
     pub classes: usize,
     /// Image transformations.
     pub preset: Preset,
+    /// Storage of activations and their gradients.
+    pub precision: Precision,
 }
 
 impl Setup {
@@ -100,7 +106,22 @@ impl Setup {
     /// # Errors
     /// [`Error::Shape`] when the cube does not suit the network.
     pub fn graph(&self) -> Result<Graph> {
-        self.objective().graph(&self.spec(), self.batch, self.cube, Mode::Train)
+        Ok(self.objective().graph(&self.spec(), self.batch, self.cube, Mode::Train)?.stored_in(self.precision))
+    }
+
+    /// Device memory of the step, as training plans it, without validation.
+    fn planned(&self, ctx: &Context) -> Result<u64> {
+        let config = Config::default();
+        let stage = Stage {
+            objective: self.objective(),
+            spec: self.spec(),
+            batch: self.batch,
+            size: self.cube,
+            optimiser: Optimiser::Adam,
+            precision: self.precision,
+        };
+        let memory = stage.need(&config, ctx.caps(), &Options::of(ctx), self.batch)?.memory;
+        Ok(memory.total - memory.validation)
     }
 
     /// As `--shape` would take it: batch, base channels, cube.
@@ -136,7 +157,7 @@ fn blank(setup: &Setup, op: &str, layer: &str, pass: &str) -> Row {
         shape: setup.shape(),
         pass: pass.into(),
         variant: setup.model.word().into(),
-        dtype: "f32".into(),
+        dtype: if setup.precision == Precision::Mixed { "f16" } else { "f32" }.into(),
         times: 1,
         flops: 0,
         bytes: 0,
@@ -217,9 +238,19 @@ impl Rig {
         Ok(step.losses.into_iter().chain([step.norm]).collect())
     }
 
+    /// What mixed precision sets in every step.
+    fn scale(&mut self, ctx: &Context) -> Result<()> {
+        if let Ok(input) = self.session.input(LOSS_SCALE) {
+            ctx.upload(input, 0, &[SCALE]);
+            self.update.set_loss_scale(SCALE);
+        }
+        Ok(())
+    }
+
     /// A step as training runs it.
     fn step(&mut self, ctx: &Context, step: u32) -> Result<Vec<f32>> {
         self.feed(ctx, step)?;
+        self.scale(ctx)?;
         self.session.run(ctx)?;
         self.update.take(ctx, 0)?;
         self.update.apply(ctx, 1e-3)?;
@@ -275,21 +306,17 @@ fn rates(row: &mut Row, roof: Option<&Roof>) {
 /// # Errors
 /// [`Error::Failed`] when a loss is not finite, what the device and its limits refuse.
 pub fn measure(ctx: &Context, setup: &Setup, rules: &Rules, roof: Option<&Roof>, layers: bool) -> Result<Report> {
+    let planned = setup.planned(ctx)?;
+    ctx.restart_peak();
     let before = ctx.memory().0;
     let mut rig = Rig::new(ctx, setup)?;
     let plan = rig.session.plan();
-    let planned = plan.slot_bytes()
-        + plan.store_bytes(moments(Optimiser::Adam))
-        + match &rig.augment {
-            Some(_) => Augment::device_bytes(ctx.caps(), setup.preset, Config::default().train.flip_axes, setup.batch, setup.cube)?,
-            None => 0,
-        };
     let (flops, bytes, count) = (plan.flops(), plan.bytes(), plan.dispatches.len());
     // Compiles, fills caches, and shows whether the step does what it should.
     let first = rig.step(ctx, 0)?;
     if let Some(wrong) = first.iter().find(|v| !v.is_finite()) {
         return Err(Error::Failed(format!(
-            "the first step of {} gives the loss or gradient norm {wrong}; see `semgen doctor`",
+            "the first step of the {} gives the loss or gradient norm {wrong}; see `semgen doctor`",
             setup.model.word()
         )));
     }
@@ -305,7 +332,7 @@ pub fn measure(ctx: &Context, setup: &Setup, rules: &Rules, roof: Option<&Roof>,
         Ok(Timing { device: None, wall })
     })?;
     ctx.wait()?;
-    let allocated = ctx.memory().1 - before;
+    let allocated = ctx.recent_peak() - before;
 
     let timed = |work: &mut dyn FnMut() -> Result<()>| -> Result<Stats> {
         let quick = Rules { limit: rules.limit / 4, ..*rules };
@@ -420,7 +447,8 @@ mod tests {
 
     #[test]
     fn the_gradient_begins_after_the_losses() {
-        let setup = |model| Setup { model, batch: 2, cube: [16, 16, 8], base: 2, classes: 5, preset: Preset::Paper };
+        let setup =
+            |model| Setup { model, batch: 2, cube: [16, 16, 8], base: 2, classes: 5, preset: Preset::Paper, precision: Precision::F32 };
         for model in Model::ALL {
             let graph = setup(model).graph().unwrap();
             let begins = backward_begins(&graph);

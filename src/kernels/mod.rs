@@ -187,7 +187,7 @@ pub fn sample_parts(
     Ok((0..batch).step_by(step).map(|n0| (n0, step.min(batch - n0))).collect())
 }
 
-/// Element ranges `(first, elements)` of a flat tensor that each fit a binding, begin at an
+/// Element ranges `(first, elements)` of a flat tensor of 4-byte elements that each fit a binding, begin at an
 /// aligned offset and, but for a tail shorter than 64 elements, hold a multiple of four.
 pub fn flat_parts(caps: &crate::gpu::Caps, elements: usize) -> Vec<(usize, usize)> {
     let align = usize::try_from(caps.storage_align.max(256)).unwrap_or(256) / 4;
@@ -242,7 +242,10 @@ mod tests {
             let mut next = 0;
             for &(first, n) in &parts {
                 assert_eq!(first, next);
-                assert!(n > 0 && bytes.iter().all(|b| first as u64 * b % 256 == 0 && n as u64 * b <= 40_000), "{bytes:?}: {parts:?}");
+                assert!(
+                    n > 0 && bytes.iter().all(|b| (first as u64 * b).is_multiple_of(256) && n as u64 * b <= 40_000),
+                    "{bytes:?}: {parts:?}"
+                );
                 next += n;
             }
             assert_eq!(next, 1000);

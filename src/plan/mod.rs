@@ -15,7 +15,7 @@ pub use fuse::{Fusion, fuse};
 pub use session::{Session, Store};
 
 use crate::error::{Error, Result};
-use crate::gpu::{BufferId, Caps, Choices, Context, Dispatch, Program, Recorder};
+use crate::gpu::{BufferId, Caps, Choices, Context, Dispatch, Dtype, Program, Recorder};
 use crate::graph::{Graph, Home, ValueId};
 
 /// Buffers of a plan by name: the flat ones, then one for each value.
@@ -100,7 +100,8 @@ impl Plan {
     /// Lowers `graph` for an adapter; memory is shared between values whose lifetimes do not overlap.
     ///
     /// # Errors
-    /// [`crate::error::Error::ExceedsLimit`] for what the adapter cannot hold however it is sliced.
+    /// [`Error::ExceedsLimit`] for what the adapter cannot hold however it is sliced, [`Error::Usage`] when values are
+    /// stored in 16 bits and the adapter has no such floats.
     pub fn new(graph: &Graph, caps: &Caps) -> Result<Self> {
         Self::with(graph, caps, &Options::default())
     }
@@ -118,6 +119,12 @@ impl Plan {
     /// # Errors
     /// As [`Plan::new`].
     pub fn with(graph: &Graph, caps: &Caps, options: &Options) -> Result<Self> {
+        if !caps.f16 && graph.values().iter().any(|v| v.dtype == Dtype::F16) {
+            return Err(Error::Usage(format!(
+                "train.precision is \"mixed\", but the adapter {} has no 16-bit floats in shaders; set train.precision = \"f32\" or choose another adapter with --adapter",
+                caps.name
+            )));
+        }
         let graph = &fuse(graph, &options.fusion.unwrap_or_else(|| Fusion::on(caps)), caps);
         let mut lowered = Vec::with_capacity(graph.nodes().len());
         for node in graph.nodes() {

@@ -104,6 +104,7 @@ pub fn run(
             batch: t.batch_size,
             micro: fit.micro_batch,
             recompute: fit.recompute,
+            precision: t.precision,
             optimiser: t.optimiser,
             hyper: Hyper { weight_decay: t.weight_decay, momentum: t.momentum, ..Hyper::default() },
             clip_norm: t.clip_norm,

@@ -12,6 +12,7 @@ mod harness;
 mod interpreter;
 mod kernels;
 mod layers;
+mod mixed;
 mod operations;
 mod parity;
 mod plans;

@@ -60,7 +60,7 @@ fn lifetimes(plan: &Plan) -> Vec<(usize, usize, usize)> {
             assert!(!matches!(value.home, Home::Input), "an input has no slot");
             continue;
         };
-        assert!(plan.slots[slot] >= value.shape.len() as u64 * 4, "value {i} does not fit its slot");
+        assert!(plan.slots[slot] >= value.shape.len() as u64 * value.dtype.bytes(), "value {i} does not fit its slot");
         let held = g.inputs().iter().chain(g.outputs()).any(|(_, o)| *o == v);
         let born = g.nodes().iter().position(|n| n.outputs.contains(&v)).unwrap_or(0);
         let uses = g.nodes().iter().enumerate().filter(|(_, n)| n.inputs.contains(&v) || n.outputs.contains(&v)).map(|u| u.0);

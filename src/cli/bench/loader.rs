@@ -9,7 +9,7 @@ use crate::bench::loader::{self, Volumes};
 use crate::bench::measure::Rules;
 use crate::bench::result::{Document, Environment};
 use crate::bench::step::{self, Model, Setup};
-use crate::config::Preset;
+use crate::config::{Precision, Preset};
 use crate::data::store::Store;
 use crate::error::Result;
 
@@ -53,7 +53,15 @@ pub(super) fn run(common: &Common, a: &Args) -> Result<()> {
     let mut demand = None;
     if !a.alone {
         // A step's speed per cube hardly depends on the batch; one cube is measured soonest.
-        let setup = Setup { model: Model::Ynet, batch: 1, cube: a.cube, base: a.base, classes: 44, preset: Preset::Paper };
+        let setup = Setup {
+            model: Model::Ynet,
+            batch: 1,
+            cube: a.cube,
+            base: a.base,
+            classes: 44,
+            preset: Preset::Paper,
+            precision: Precision::F32,
+        };
         ctx.choose(crate::plan::tuning::choices_for(ctx.caps()));
         let report = step::measure(&ctx, &setup, &Rules { least: 2, ..rules }, None, false)?;
         demand = report.whole.extra.get("samples_per_s").copied();

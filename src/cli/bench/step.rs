@@ -9,7 +9,7 @@ use crate::bench::measure::Rules;
 use crate::bench::page;
 use crate::bench::result::{Document, Environment, Row};
 use crate::bench::step::{self, Model, Report, Setup};
-use crate::config::Preset;
+use crate::config::{Precision, Preset};
 use crate::error::{Error, Result};
 
 /// Options of `bench step`.
@@ -30,6 +30,9 @@ pub(in crate::cli) struct Args {
     /// Classes
     #[arg(long, value_name = "N", default_value_t = 44)]
     classes: usize,
+    /// Storage of activations and their gradients: f32 or mixed
+    #[arg(long, value_name = "KIND", default_value = "f32", value_parser = precision)]
+    precision: Precision,
     /// List every operation of the network with its time on the device
     #[arg(long)]
     layers: bool,
@@ -42,6 +45,10 @@ pub(in crate::cli) struct Args {
     /// Write a page with the roofline and a table of layers
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
+}
+
+fn precision(text: &str) -> std::result::Result<Precision, String> {
+    [Precision::F32, Precision::Mixed].into_iter().find(|p| p.word() == text).ok_or_else(|| "expected f32 or mixed".to_owned())
 }
 
 impl Args {
@@ -59,6 +66,7 @@ impl Args {
             base: self.base,
             classes: self.classes,
             preset: Preset::Paper,
+            precision: self.precision,
         })
     }
 }

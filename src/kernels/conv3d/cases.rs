@@ -375,11 +375,13 @@ pub fn cases() -> Vec<Case> {
         let what = format!("{batch}×{input:?} {counts:?}→{co} kernel {kernel:?} stride {stride:?} padding {padding:?}");
         let mut add = |extras: Extras| {
             let (s, w) = (sources.clone(), format!("{what}{extras}"));
-            out.push(Case::new("conv3d", "forward", w.clone(), move |ctx| forward_case(ctx, &g, &s, extras)));
+            out.push(Case::new("conv3d", "forward", w.clone(), move |ctx| forward_case(ctx, &g, &s, extras)).stored(extras.dtype));
             let s = sources.clone();
-            out.push(Case::new("conv3d", "backward_input", w.clone(), move |ctx| backward_input_case(ctx, &g, &s, extras)));
+            out.push(
+                Case::new("conv3d", "backward_input", w.clone(), move |ctx| backward_input_case(ctx, &g, &s, extras)).stored(extras.dtype),
+            );
             let s = sources.clone();
-            out.push(Case::new("conv3d", "backward_weight", w, move |ctx| backward_weight_case(ctx, &g, &s, extras)));
+            out.push(Case::new("conv3d", "backward_weight", w, move |ctx| backward_weight_case(ctx, &g, &s, extras)).stored(extras.dtype));
         };
         add(Extras::default());
         add(Extras { bias: true, fused: true, ..Extras::default() });
