@@ -874,20 +874,22 @@ pub fn norm(n: usize) -> Problem {
 
 /// Norm of `n` numbers and the factor that bounds it by 1.
 pub fn clip(n: usize) -> Problem {
+    let scalars = optimiser::scalars(1e-3, &Hyper::default(), 1).to_vec();
     let operands = vec![
         input("g", n, Dtype::F32, 1),
         vector("loss", 1, 2, 0.5, 1.0),
+        Operand::input("scalars", scalars.len(), Dtype::F32, Content::Numbers(scalars.into())),
         Operand::output("norm", 1, Dtype::F32),
         Operand::output("factor", 1, Dtype::F32),
     ];
     let check = move |o: &[Operand], out: &Outputs| {
         let norm = (0..n).map(|i| o[0].content.at(i).powi(2)).sum::<f64>().sqrt();
         let factor = (1.0 / (norm + 1e-6)).min(1.0);
-        Ok(join([judge("norm", &out.numbers(2), &[norm], summed(n))?, judge("factor", &out.numbers(3), &[factor], summed(n))?]))
+        Ok(join([judge("norm", &out.numbers(3), &[norm], summed(n))?, judge("factor", &out.numbers(4), &[factor], summed(n))?]))
     };
     let record = |rec: &mut Recorder<'_>, _: &str, v: &[View]| {
-        optimiser::norm(rec, v[0], v[2])?;
-        optimiser::clip(rec, v[2], v[1], 1.0, v[3])
+        optimiser::norm(rec, v[0], v[3])?;
+        optimiser::clip(rec, v[3], v[1], v[2], 1.0, v[4])
     };
     Problem::new("clip", "forward", n.to_string(), operands, 2 * n as u64, record, check)
 }
