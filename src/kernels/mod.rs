@@ -13,6 +13,7 @@ pub mod batch_norm;
 pub mod check;
 pub mod conv3d;
 pub mod elementwise;
+mod fingerprint;
 pub mod knn;
 pub mod loss;
 pub mod optimiser;
@@ -22,6 +23,8 @@ pub mod reduce;
 mod rows;
 pub mod transform;
 pub mod upsample;
+
+pub use fingerprint::fingerprint;
 
 #[cfg(test)]
 mod difference;

@@ -85,7 +85,11 @@ impl Stage {
         first.then_some(Objective::Classification { classes }).into_iter().chain([joint]).map(stage).collect()
     }
 
-    fn graph(&self, micro: usize, mode: Mode) -> Result<Graph> {
+    /// The graph of a step or of a validation with `micro` samples.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for a grid that does not suit the network.
+    pub fn graph(&self, micro: usize, mode: Mode) -> Result<Graph> {
         Ok(self.objective.graph(&self.spec, micro, self.size, mode)?.stored_in(self.precision))
     }
 

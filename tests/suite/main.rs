@@ -19,3 +19,5 @@ mod plans;
 mod report;
 mod shaders;
 mod steps;
+mod tools;
+mod tune;
