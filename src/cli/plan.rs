@@ -12,7 +12,7 @@ use crate::gpu::{Caps, adapters};
 use crate::graph::Home;
 use crate::model::Mode;
 use crate::plan::tuning::choices_for;
-use crate::plan::{Options, Plan, PlannedOp};
+use crate::plan::{Fusion, Options, Plan, PlannedOp};
 use crate::train::fit::{self, Fit, Memory, Stage, fit};
 
 /// Largest results that are named.
@@ -24,6 +24,9 @@ pub(super) struct Args {
     /// List every operation of a training step
     #[arg(long)]
     ops: bool,
+    /// Plan every operation by itself, to compare
+    #[arg(long)]
+    unfused: bool,
     #[command(flatten)]
     settings: Settings,
 }
@@ -85,7 +88,8 @@ pub(super) fn run(common: &Common, a: &Args) -> Result<()> {
         Some("none") => Caps { f16: true, ..Caps::minimal() },
         choice => adapters(choice)?.into_iter().find(|r| r.chosen).map_or_else(Caps::minimal, |r| r.caps),
     };
-    let options = Options { choices: choices_for(&caps), ..Options::default() };
+    let fusion = a.unfused.then_some(Fusion::NONE);
+    let options = Options { choices: choices_for(&caps), fusion, ..Options::default() };
     let needs = needs(&config, &caps, &options, a.ops)?;
     if common.json {
         text::say_json(&json!({ "adapter": caps, "phases": needs }));
