@@ -1,5 +1,7 @@
 // Weights in the order in which conv3d_tile.wgsl reads them; one vec4 over four output channels an invocation.
 // uses: grid
+// PAIRED: every sixteen vec4 are stored as eight groups of eight numbers, one a lane: those of the lane's vec4 of the
+// first eight and of the last eight in turn.
 // MODE 0: forward; 1: input gradient at stride 1 (taps flipped, channels swapped);
 // 2: input gradient at stride = kernel (one output channel block per tap, channels swapped).
 struct Params {
@@ -23,26 +25,35 @@ fn element(row: u32, column: u32, tap: u32) -> f32 {
     return weight[(column / p.columns * p.co + row) * p.ci_total + p.c0 + column % p.columns];
 }
 
+// Output channels 4r to 4r + 3 of the block for one input channel and tap: vec4 i of a body.
+fn body_vector(i: u32, lot: u32, kh: u32, kd: u32, block: u32) -> vec4<f32> {
+    let quads = p.wide / 4u;
+    if i >= p.lot * p.bkw * quads { return vec4<f32>(); }
+    let r = i % quads;
+    let kw = (i / quads) % p.bkw;
+    let row = lot * p.lot + i / (quads * p.bkw);
+    let column = block * p.wide + r * 4u;
+    let tap = (kd * p.bkh + kh) * p.bkw + kw;
+    return vec4<f32>(element(row, column, tap), element(row, column + 1u, tap), element(row, column + 2u, tap), element(row, column + 3u, tap));
+}
+
 @compute @workgroup_size(64)
 fn pack(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) t: u32) {
     let id = flat_group(wg, count) * 64u + t;
     if id < p.total {
-        let quads = p.wide / 4u;
         let i = id % p.body;
         let groups = p.rows / p.lot;
         let lot = (id / p.body) % groups;
         let kh = (id / (p.body * groups)) % p.bkh;
         let kd = (id / (p.body * groups * p.bkh)) % p.bkd;
         let block = id / (p.body * groups * p.bkh * p.bkd);
-        var v = vec4<f32>();
-        if i < p.lot * p.bkw * quads {
-            let r = i % quads;
-            let kw = (i / quads) % p.bkw;
-            let row = lot * p.lot + i / (quads * p.bkw);
-            let column = block * p.wide + r * 4u;
-            let tap = (kd * p.bkh + kh) * p.bkw + kw;
-            v = vec4<f32>(element(row, column, tap), element(row, column + 1u, tap), element(row, column + 2u, tap), element(row, column + 3u, tap));
+        if PAIRED {
+            let first = i / 16u * 16u + i % 16u / 2u;
+            let a = body_vector(first, lot, kh, kd, block);
+            let b = body_vector(first + 8u, lot, kh, kd, block);
+            packed[id] = select(vec4<f32>(a.z, b.z, a.w, b.w), vec4<f32>(a.x, b.x, a.y, b.y), i % 2u == 0u);
+        } else {
+            packed[id] = body_vector(i, lot, kh, kd, block);
         }
-        packed[id] = v;
     }
 }

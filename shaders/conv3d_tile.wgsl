@@ -1,19 +1,23 @@
 // 3D convolution, register tile: an invocation owns TW neighbouring outputs along W times WIDE output channels.
-// Output channels in fours, input channels in fours or one by one (Elem); out-of-grid reads are clamped and masked, so tensors carry no halo. Weights come packed by
-// conv3d_pack.wgsl, either read directly or, with eight-lane subgroups, one vec4 a lane and broadcast.
+// Output channels in fours, input channels in fours or one by one (Elem); out-of-grid reads are clamped and masked, so
+// tensors carry no halo. Weights come packed by conv3d_pack.wgsl. With eight-lane subgroups each is loaded by one lane
+// and broadcast, and neighbours along W hand each other the voxels between their tiles.
 // The input may be normalised on its way in (padding stays zero), and the statistics of the output rows of a workgroup
 // written as one partial for the batch norm that follows.
 // uses: grid, group_sum
-// expects: Elem; Read, Written (Elem and vec4<f32> as stored), LANES, D, H, W, OD, OH, OW, WB (tiles per row), CIN (Elems per input voxel), CO4, KD, KH, SD, SH, SW, PD, PH, PW, BODY, BLOCKS;
+// expects: Elem; Read, Written (Elem and vec4<f32> as stored); Weight (as loaded); LANES, D, H, W, OD, OH, OW, WB (tiles per
+// row), CIN (Elems per input voxel), CO4, KD, KH, SD, SH, SW, PD, PH, PW, BODY (Weights per block, kd, kh, Elem), BLOCKS;
 // FD, FH, FW: each output goes to its FD×FH×FW block, the tap chosen by the channel block (1, 1, 1 otherwise)
 struct Params { samples: u32, first: u32, last: u32, first_partial: u32 }   // workgroups [first, last) of the whole grid
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> input: array<Read>;                // [N, D, H, W, CIN]
-@group(0) @binding(2) var<storage, read> packed: array<vec4<f32>>;          // [block][KD][KH][CIN][BODY]
+@group(0) @binding(2) var<storage, read> packed: array<Weight>;             // [block][KD][KH][CIN][BODY]
 @group(0) @binding(3) var<storage, read> bias: array<vec4<f32>>;            // [CO4]
 @group(0) @binding(4) var<storage, read> norm: array<Elem>;                 // [3, CIN] mean, factor, shift
 @group(0) @binding(5) var<storage, read_write> output: array<Written>;      // [N, OD·FD, OH·FH, OW·FW, CO4]
 @group(0) @binding(6) var<storage, read_write> statistics: array<vec4<f32>>; // [partials, 3, CO4]
+
+//@unpack
 
 @compute @workgroup_size(LANES)
 //@signature
@@ -41,7 +45,8 @@ struct Params { samples: u32, first: u32, last: u32, first_partial: u32 }   // w
             let hc = u32(clamp(h, 0, i32(H) - 1));
             let line = ((n * D + dc) * H + hc) * W * CIN;
             let inside = i32(dc) == d && i32(hc) == h;
-            for (var c = 0u; c < CIN; c++) {
+//@bound
+            for (var c = 0u; c < bound; c++) {
                 let row = line + c;
                 let k = (((block * KD + kd) * KH + kh) * CIN + c) * BODY;
 //@body

@@ -1,4 +1,5 @@
-// One optimiser step over a flat range of parameters, in place; four elements an invocation.
+// One optimiser step over a flat range of parameters, in place; four elements an invocation. Nothing changes when the
+// gradient's factor is 0.
 // uses: grid
 // expects: Elem (f32 or vec4<f32>), DECOUPLED (adam: decay the parameters themselves)
 struct Params { n: u32 }                                                // elements of type Elem
@@ -11,6 +12,7 @@ struct Step {
     bias1: f32,                                                         // 1 - beta1^t
     bias2: f32,                                                         // 1 - beta2^t
     momentum: f32,
+    unscale: f32,                                                       // 1 / loss scale; clip.wgsl has put it into `scale`
 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> d_param: array<Elem>;          // [n]
@@ -27,7 +29,7 @@ fn adam(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: ve
     let base = flat_group(wg, count) * 256u + t;
     for (var j = 0u; j < 4u; j++) {
         let i = base + j * 64u;
-        if i < params.n {
+        if i < params.n && factor != 0.0 {
             let g = d_param[i] * factor;
             let m = first[i] * s.beta1 + g * (1.0 - s.beta1);
             let v = second[i] * s.beta2 + g * g * (1.0 - s.beta2);
@@ -47,7 +49,7 @@ fn sgd(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: vec
     let base = flat_group(wg, count) * 256u + t;
     for (var j = 0u; j < 4u; j++) {
         let i = base + j * 64u;
-        if i < params.n {
+        if i < params.n && factor != 0.0 {
             let p = param[i];
             let b = first[i] * s.momentum + (d_param[i] * factor + p * s.weight_decay);
             first[i] = b;

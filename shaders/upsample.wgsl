@@ -4,7 +4,7 @@
 // Trilinear: output o reads input place max(0, ((2·o + 1) · in - out) / (2·out)), the half-pixel
 // centres of PyTorch's align_corners = False; at the far border the last input is read twice.
 // uses: grid
-// expects: Elem (f32 or vec4<f32>)
+// expects: Elem (f32 or vec4<f32>), Stored (Elem, or the same of f16)
 struct Params {
     n: u32,          // channel vectors of all samples' outputs; backward: inputs
     vectors: u32,    // channel vectors of a position
@@ -12,10 +12,10 @@ struct Params {
     out_d: u32, out_h: u32, out_w: u32,
 }
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<Elem>;              // [N, D, H, W, C]
-@group(0) @binding(2) var<storage, read> d_y: array<Elem>;            // [N, OD, OH, OW, C]
-@group(0) @binding(3) var<storage, read_write> y: array<Elem>;        // [N, OD, OH, OW, C]
-@group(0) @binding(4) var<storage, read_write> d_x: array<Elem>;      // [N, D, H, W, C]
+@group(0) @binding(1) var<storage, read> x: array<Stored>;            // [N, D, H, W, C]
+@group(0) @binding(2) var<storage, read> d_y: array<Stored>;          // [N, OD, OH, OW, C]
+@group(0) @binding(3) var<storage, read_write> y: array<Stored>;      // [N, OD, OH, OW, C]
+@group(0) @binding(4) var<storage, read_write> d_x: array<Stored>;    // [N, D, H, W, C]
 
 const LANES: u32 = 64u;
 
@@ -61,10 +61,10 @@ fn nearest_backward(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroup
     var sum = Elem(0.0);
     for (var d = rd.x; d < rd.y; d++) {
         for (var h = rh.x; h < rh.y; h++) {
-            for (var w = rw.x; w < rw.y; w++) { sum += d_y[out_at(p, d, h, w)]; }
+            for (var w = rw.x; w < rw.y; w++) { sum += Elem(d_y[out_at(p, d, h, w)]); }
         }
     }
-    d_x[i] = sum;
+    d_x[i] = Stored(sum);
 }
 
 // The two inputs that an output reads and the second one's weight.
@@ -92,13 +92,13 @@ fn trilinear_forward(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgrou
     let w = tap(p.w, params.in_w, params.out_w);
     let w0 = 1.0 - w.weight;
     let w1 = w.weight;
-    let near_near = x[in_at(p, d.near, h.near, w.near)] * w0 + x[in_at(p, d.near, h.near, w.far)] * w1;
-    let near_far = x[in_at(p, d.near, h.far, w.near)] * w0 + x[in_at(p, d.near, h.far, w.far)] * w1;
-    let far_near = x[in_at(p, d.far, h.near, w.near)] * w0 + x[in_at(p, d.far, h.near, w.far)] * w1;
-    let far_far = x[in_at(p, d.far, h.far, w.near)] * w0 + x[in_at(p, d.far, h.far, w.far)] * w1;
+    let near_near = Elem(x[in_at(p, d.near, h.near, w.near)]) * w0 + Elem(x[in_at(p, d.near, h.near, w.far)]) * w1;
+    let near_far = Elem(x[in_at(p, d.near, h.far, w.near)]) * w0 + Elem(x[in_at(p, d.near, h.far, w.far)]) * w1;
+    let far_near = Elem(x[in_at(p, d.far, h.near, w.near)]) * w0 + Elem(x[in_at(p, d.far, h.near, w.far)]) * w1;
+    let far_far = Elem(x[in_at(p, d.far, h.far, w.near)]) * w0 + Elem(x[in_at(p, d.far, h.far, w.far)]) * w1;
     let near = near_near * (1.0 - h.weight) + near_far * h.weight;
     let far = far_near * (1.0 - h.weight) + far_far * h.weight;
-    y[i] = near * (1.0 - d.weight) + far * d.weight;
+    y[i] = Stored(near * (1.0 - d.weight) + far * d.weight);
 }
 
 // Outputs [x, y) that may read input i: those whose place lies in (i - 1, i + 1), or before the first input.
@@ -132,9 +132,9 @@ fn trilinear_backward(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgro
         for (var h = rh.x; h < rh.y; h++) {
             let weight_h = weight_d * hat(p.h, h, params.in_h, params.out_h);
             for (var w = rw.x; w < rw.y; w++) {
-                sum += d_y[out_at(p, d, h, w)] * (weight_h * hat(p.w, w, params.in_w, params.out_w));
+                sum += Elem(d_y[out_at(p, d, h, w)]) * (weight_h * hat(p.w, w, params.in_w, params.out_w));
             }
         }
     }
-    d_x[i] = sum;
+    d_x[i] = Stored(sum);
 }

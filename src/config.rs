@@ -197,6 +197,17 @@ words! {
     }
 }
 
+words! {
+    /// How activations are stored while training.
+    Precision {
+        /// In 32 bits: the reference.
+        F32 = "f32",
+        /// Activations and their gradients in 16 bits, with a dynamic loss scale; arithmetic, parameters, their
+        /// gradients, statistics, losses and the optimiser stay in 32 bits. Needs an adapter with 16-bit floats.
+        Mixed = "mixed",
+    }
+}
+
 /// All settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -309,6 +320,8 @@ pub struct Autoencoder {
     pub skips: bool,
     /// Scans per step.
     pub batch_size: usize,
+    /// Scans that are on the device at once, as `train.micro_batch`: the largest divisor of a step's scans up to it.
+    pub micro_batch: Auto<usize>,
     /// Learning rate of Adam.
     pub learning_rate: f32,
     /// Most epochs.
@@ -333,6 +346,16 @@ pub struct Train {
     pub val_transform: ValTransform,
     /// Crops per step.
     pub batch_size: usize,
+    /// Storage of activations in both phases; the autoencoder of `discover` is always trained in f32.
+    pub precision: Precision,
+    /// Crops that are on the device at once, a divisor of `batch_size`: a step adds up the gradients of its parts. Batch norm
+    /// sees one part at a time. `"auto"`: the largest that the adapter and `memory` allow; runs record what it came to.
+    pub micro_batch: Auto<usize>,
+    /// Device memory that may be used, in GiB; `"auto"`: three quarters of the free memory on a CPU adapter, else no bound.
+    pub memory: Auto<f64>,
+    /// Compute cheap activations a second time instead of keeping them: less memory, the same results; `"auto"`: where
+    /// `memory` allows a larger micro-batch that way.
+    pub recompute: Auto<bool>,
     /// Most optimiser steps over both phases; 0 means no bound.
     pub max_steps: usize,
     /// Most epochs of the joint phase.
@@ -418,6 +441,7 @@ impl Default for Config {
                     base_channels: Auto::AUTO,
                     skips: false,
                     batch_size: 8,
+                    micro_batch: Auto::AUTO,
                     learning_rate: 1e-3,
                     epochs: 10_000,
                     max_steps: 0,
@@ -430,6 +454,10 @@ impl Default for Config {
                 flip_axes: FlipAxes::Xy,
                 val_transform: ValTransform::Fixed,
                 batch_size: 12,
+                precision: Precision::F32,
+                micro_batch: Auto::AUTO,
+                memory: Auto::AUTO,
+                recompute: Auto::Given(false),
                 max_steps: 0,
                 epochs: 10_000,
                 classification_epochs: 10_000,
@@ -547,6 +575,7 @@ impl Config {
                 // Whole numbers are welcome where a real one is expected.
                 let value = match (slot.get(part), value) {
                     (Some(Value::Float(_)), Value::Integer(i)) => Value::Float(i as f64),
+                    (_, Value::Integer(i)) if key == "train.memory" => Value::Float(i as f64),
                     (_, v) => v,
                 };
                 slot.insert(part.to_owned(), value);
@@ -612,6 +641,20 @@ impl Config {
             if v > 65_536 {
                 return bad(key, format!("{v} is too large; at most 65536 samples make a step"));
             }
+        }
+        if let Some(m) = t.micro_batch.given()
+            && (m == 0 || !t.batch_size.is_multiple_of(m))
+        {
+            let what = "give a divisor, or \"auto\" for the largest that fits";
+            return bad("train.micro_batch", format!("{m} does not divide train.batch_size = {}; {what}", t.batch_size));
+        }
+        if ae.micro_batch.given() == Some(0) {
+            return bad("discover.autoencoder.micro_batch", "0 is too small; at least 1 is needed".into());
+        }
+        if let Some(m) = t.memory.given()
+            && !(m > 0.0 && m.is_finite())
+        {
+            return bad("train.memory", format!("{m} GiB must be positive"));
         }
         if d.draws > 1_000_000 {
             return bad("discover.draws", format!("{} is too large; more than 1000000 draws find no place that fewer do not", d.draws));
@@ -720,6 +763,12 @@ mod tests {
             "train.learning_rate=0",
             "model.classes=many",
             "train.batch_size=0",
+            "train.micro_batch=5",
+            "train.micro_batch=0",
+            "train.micro_batch=some",
+            "train.memory=0",
+            "train.recompute=perhaps",
+            "discover.autoencoder.micro_batch=0",
         ] {
             let e = set(&[pair]).unwrap_err();
             assert!(e.to_string().contains(pair.split('=').next().unwrap()), "{e}");

@@ -51,6 +51,27 @@ pub fn create_dir(dir: &Path) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(Error::io("create", dir))
 }
 
+/// The user's folder for what this program can make again (compiled pipelines, tuned variants): `SEMGEN_CACHE`, where
+/// `none` means no folder, else the system's place for caches.
+pub fn cache_dir() -> Option<PathBuf> {
+    cache_dir_of(|name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from), std::env::consts::OS)
+}
+
+fn cache_dir_of(variable: impl Fn(&str) -> Option<PathBuf>, os: &str) -> Option<PathBuf> {
+    match variable("SEMGEN_CACHE") {
+        Some(word) if word.as_os_str() == "none" => return None,
+        Some(given) => return Some(given),
+        None => {}
+    }
+    let home = |rest: &str| variable("HOME").map(|home| home.join(rest));
+    let place = match os {
+        "windows" => variable("LOCALAPPDATA"),
+        "macos" => home("Library/Caches"),
+        _ => variable("XDG_CACHE_HOME").filter(|p| p.is_absolute()).or_else(|| home(".cache")),
+    };
+    place.map(|p| p.join("semgen"))
+}
+
 /// SHA-256 of `bytes` in hexadecimal.
 pub fn sha256_hex(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
@@ -72,6 +93,27 @@ mod tests {
         assert!(e.unwrap_err().to_string().contains("disk full"));
         assert_eq!(std::fs::read(&path).unwrap(), b"old");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn the_cache_lies_where_the_system_or_the_user_says() {
+        let of = |os: &str, set: &[(&str, &str)]| {
+            let dir = cache_dir_of(|name| set.iter().find(|(n, _)| *n == name).map(|(_, v)| PathBuf::from(v)), os);
+            dir.map(|d| d.to_string_lossy().replace('\\', "/"))
+        };
+        let home = ("HOME", "/h");
+        assert_eq!(of("linux", &[home]).as_deref(), Some("/h/.cache/semgen"));
+        assert_eq!(of("macos", &[home]).as_deref(), Some("/h/Library/Caches/semgen"));
+        assert_eq!(of("windows", &[("LOCALAPPDATA", "/l")]).as_deref(), Some("/l/semgen"));
+        assert_eq!(of("linux", &[]), None);
+        for os in ["linux", "macos", "windows"] {
+            assert_eq!(of(os, &[home, ("SEMGEN_CACHE", "/c")]).as_deref(), Some("/c"));
+            assert_eq!(of(os, &[home, ("LOCALAPPDATA", "/l"), ("SEMGEN_CACHE", "none")]), None);
+        }
+        if cfg!(unix) {
+            assert_eq!(of("linux", &[home, ("XDG_CACHE_HOME", "/x")]).as_deref(), Some("/x/semgen"));
+            assert_eq!(of("linux", &[home, ("XDG_CACHE_HOME", "relative")]).as_deref(), Some("/h/.cache/semgen"));
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Portable training of 3D convolutional networks in WGSL on wgpu, and the Semantic Genesis
 //! method of self-supervised pretraining on it.
 
+pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod data;

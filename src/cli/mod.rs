@@ -5,6 +5,7 @@
 //! 0 means success, 1 a failed or interrupted run, 2 wrong usage or input.
 
 mod args;
+mod bench;
 mod demo;
 mod devices;
 mod discover;
@@ -58,6 +59,8 @@ enum Verb {
     Info(info::Args),
     /// Check this machine: every kernel against its reference, a network against PyTorch's numbers
     Doctor(doctor::Args),
+    /// Measure this machine and the kernels on it: peaks, operations, comparisons
+    Bench(bench::Args),
     /// Show the whole method on synthetic patients in minutes, ending in a report page
     Demo(demo::Args),
 }
@@ -96,6 +99,7 @@ fn dispatch(Cli { common, verb }: Cli) -> Result<()> {
         Verb::Plan(a) => plan::run(&common, &a),
         Verb::Info(a) => info::run(&common, &a),
         Verb::Doctor(a) => doctor::run(&common, &a),
+        Verb::Bench(a) => bench::run(&common, &a),
         Verb::Demo(a) => demo::run(&common, &a),
     }
 }

@@ -5,16 +5,13 @@ use serde_json::json;
 
 use super::args::{Common, Settings};
 use super::text;
-use crate::config::{Config, Optimiser};
+use crate::config::{Config, Precision};
 use crate::discover::autoencoder;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::gpu::{Caps, adapters};
 use crate::graph::Home;
-use crate::model::{Mode, Spec};
-use crate::plan::{Plan, PlannedOp};
-use crate::train::network::Objective;
-use crate::train::update::moments;
-use crate::transform::Augment;
+use crate::plan::{Options, PlannedOp};
+use crate::train::fit::{self, Fit, Memory, Stage, fit};
 
 /// Largest results that are named.
 const LARGEST: usize = 5;
@@ -34,32 +31,25 @@ pub(super) struct Args {
 struct Need {
     phase: &'static str,
     batch: usize,
+    /// How the batch is taken apart, and why.
+    micro_batch: Fit,
     size: [usize; 3],
+    /// Storage of activations.
+    precision: Precision,
     parameters: usize,
-    /// Multiply-adds × 2 of one step: forward and backward.
+    /// Multiply-adds × 2 of one step: forward and backward of all its parts.
     flops_per_step: u64,
     /// Bytes that the kernels of one step bind, the least that moves.
     bytes_per_step: u64,
     device_bytes: Memory,
+    /// What `device_bytes.training` would be in f32, when it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    training_f32: Option<u64>,
+    /// The most of `device_bytes.training` that is in use at once.
+    live_bytes: u64,
     largest: Vec<Large>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     ops: Vec<Row>,
-}
-
-/// Device memory in bytes.
-#[derive(Serialize)]
-struct Memory {
-    /// Parameters, gradients, running statistics.
-    weights: u64,
-    /// Moments of the optimiser.
-    optimiser: u64,
-    /// Inputs, activations and their gradients of a training step.
-    training: u64,
-    /// The same for validation, which stays ready beside it.
-    validation: u64,
-    /// Distorting the inputs of both.
-    augmentation: u64,
-    total: u64,
 }
 
 #[derive(Serialize)]
@@ -89,7 +79,8 @@ impl From<&PlannedOp> for Row {
 pub(super) fn run(common: &Common, a: &Args) -> Result<()> {
     let config = a.settings.on(Config::default())?;
     let caps = match common.adapter.as_deref() {
-        Some("none") => Caps::minimal(),
+        // What is planned for no adapter in particular may be mixed.
+        Some("none") => Caps { f16: true, ..Caps::minimal() },
         choice => adapters(choice)?.into_iter().find(|r| r.chosen).map_or_else(Caps::minimal, |r| r.caps),
     };
     let needs = needs(&config, &caps, a.ops)?;
@@ -99,19 +90,25 @@ pub(super) fn run(common: &Common, a: &Args) -> Result<()> {
     }
     text::say(format_args!("on {} ({})", caps.name, caps.backend));
     let rows: Vec<Vec<String>> = needs.iter().map(overview).collect();
-    text::say(text::table(&["phase", "batch", "size", "parameters", "GFLOP/step", "bytes/step", "device memory"], &rows));
+    text::say(text::table(&["phase", "batch", "size", "precision", "parameters", "GFLOP/step", "bytes/step", "device memory"], &rows));
     for n in &needs {
         let m = &n.device_bytes;
-        text::say(format_args!("\n{}: {}", n.phase, text::bytes(m.total)));
+        text::say(format_args!("\n{}: {}; {}", n.phase, text::bytes(m.total), n.micro_batch));
         let parts = [
             ("weights and gradients", m.weights),
             ("optimiser", m.optimiser),
+            ("sum of gradients", m.accumulation),
             ("training step", m.training),
-            ("validation step", m.validation),
+            ("validation step, besides", m.validation),
             ("distortion", m.augmentation),
+            ("reading back", m.readback),
         ];
         for (name, bytes) in parts {
-            text::say(format_args!("  {name:<24}{:>12}", text::bytes(bytes)));
+            let note = match n.training_f32 {
+                Some(f32) if name == "training step" => format!("  (in f32 {})", text::bytes(f32)),
+                _ => String::new(),
+            };
+            text::say(format_args!("  {name:<24}{:>12}{note}", text::bytes(bytes)));
         }
         text::say("  largest results:");
         for l in &n.largest {
@@ -137,6 +134,7 @@ fn overview(n: &Need) -> Vec<String> {
         n.phase.into(),
         n.batch.to_string(),
         text::by(&n.size),
+        n.precision.word().into(),
         n.parameters.to_string(),
         giga(n.flops_per_step),
         text::bytes(n.bytes_per_step),
@@ -151,89 +149,51 @@ fn op_row(o: &Row) -> Vec<String> {
 
 /// What the phases of a whole run need, in their order.
 fn needs(config: &Config, caps: &Caps, ops: bool) -> Result<Vec<Need>> {
-    let (t, classes) = (&config.train, config.model.classes);
-    let ae = autoencoder::fitted(config, caps, config.discover.autoencoder.batch_size)?;
-    let input = ae.input.given().unwrap_or_else(|| config.autoencoder_input());
-    let network = Spec::from(&config.model);
-    let joint = Objective::Joint { classes, restoration: config.loss.restoration, classification: config.loss.classification };
-    let mut list = vec![(
-        Objective::Autoencoder { skips: ae.skips },
-        Spec::autoencoder(config.autoencoder_base(), config.model.depth),
-        ae.batch_size,
-        input,
-        Optimiser::Adam,
-    )];
-    if t.classification_epochs > 0 && t.max_steps != 1 {
-        list.push((Objective::Classification { classes }, network.clone(), t.batch_size, config.cube.size, t.optimiser));
-    }
-    list.push((joint, network, t.batch_size, config.cube.size, t.optimiser));
-    list.into_iter()
-        .map(|(objective, spec, batch, size, optimiser)| need(config, caps, objective, &spec, batch, size, optimiser, ops))
-        .collect()
+    let options = Options::default();
+    let (ae, fitted) = autoencoder::fitted(config, caps, &options, config.discover.autoencoder.batch_size)?;
+    let stage = autoencoder::stage(config, ae.batch_size, ae.input.given().unwrap_or_else(|| config.autoencoder_input()));
+    let stages = Stage::pretraining(config);
+    let fit = fit(config, caps, &options, &stages, config.train.micro_batch)?;
+    let list = [(stage, fitted)].into_iter().chain(stages.into_iter().map(|s| (s, fit.clone())));
+    list.map(|(stage, fit)| need(config, caps, &options, &stage, fit, ops)).collect()
 }
 
-/// Limits name the phase that meets them, and its own settings.
-fn of_phase(objective: Objective, e: Error) -> Error {
-    match e {
-        Error::ExceedsLimit { what, need, have, remedy } => {
-            Error::ExceedsLimit { what: format!("the {} phase: {what}", objective.word()), need, have, remedy }
-        }
-        other => other,
-    }
-}
-
-fn need(
-    config: &Config,
-    caps: &Caps,
-    objective: Objective,
-    spec: &Spec,
-    batch: usize,
-    size: [usize; 3],
-    optimiser: Optimiser,
-    ops: bool,
-) -> Result<Need> {
-    let plan = |mode| Plan::new(&objective.graph(spec, batch, size, mode)?, caps);
-    let (train, evaluate) = (plan(Mode::Train), plan(Mode::Evaluate));
-    let (train, evaluate) = (train.map_err(|e| of_phase(objective, e))?, evaluate.map_err(|e| of_phase(objective, e))?);
-    let distorted = !matches!(objective, Objective::Autoencoder { .. });
-    let mut augmentation = 0;
-    if distorted {
-        let crops = (batch * size.iter().product::<usize>()) as u64 * 4;
-        augmentation = 2 * Augment::device_bytes(caps, config.train.preset, config.train.flip_axes, batch, size)?;
-        // Without restoration, the undistorted crops need a place of their own.
-        if !objective.restores() {
-            augmentation += 2 * crops;
-        }
-    }
-    let weights = train.store_bytes(0);
-    let optimiser = train.store_bytes(moments(optimiser)) - weights;
-    let (training, validation) = (train.slot_bytes(), evaluate.slot_bytes());
+fn need(config: &Config, caps: &Caps, options: &Options, stage: &Stage, fit: Fit, ops: bool) -> Result<Need> {
+    let options = Options { recompute: fit.recompute, ..options.clone() };
+    let fit::Need { train, memory, micro } = stage.need(config, caps, &options, fit.micro_batch)?;
+    // What does not fit the adapter in f32 has no such number.
+    let plain = Stage { precision: Precision::F32, ..stage.clone() };
+    let in_f32 = || plain.need(config, caps, &options, micro).ok().map(|n| n.memory.training);
+    let training_f32 = if stage.precision == Precision::Mixed { in_f32() } else { None };
+    let parts = (stage.batch / micro) as u64;
     let graph = &train.graph;
     let results = graph.nodes().iter().flat_map(|n| n.outputs.iter().map(move |&v| (n, v)));
     let mut largest: Vec<Large> = results
         .filter(|(_, v)| graph.values().get(v.0).is_some_and(|value| value.home == Home::Computed))
         .map(|(n, v)| {
             let shape = graph.shape(v);
-            Large { label: n.label.clone(), op: n.op.name(), shape: shape.to_string(), bytes: shape.len() as u64 * 4 }
+            Large {
+                label: n.label.clone(),
+                op: n.op.name(),
+                shape: shape.to_string(),
+                bytes: shape.len() as u64 * graph.values()[v.0].dtype.bytes(),
+            }
         })
         .collect();
     largest.sort_by_key(|l| std::cmp::Reverse(l.bytes));
     largest.truncate(LARGEST);
     Ok(Need {
-        phase: objective.word(),
-        batch,
-        size,
+        phase: stage.objective.word(),
+        batch: stage.batch,
+        micro_batch: fit,
+        size: stage.size,
+        precision: stage.precision,
         parameters: graph.params.count(),
-        flops_per_step: train.flops(),
-        bytes_per_step: train.bytes(),
-        device_bytes: Memory {
-            weights,
-            optimiser,
-            training,
-            validation,
-            augmentation,
-            total: weights + optimiser + training + validation + augmentation,
-        },
+        flops_per_step: train.flops() * parts,
+        bytes_per_step: train.bytes() * parts,
+        device_bytes: memory,
+        training_f32,
+        live_bytes: train.live_bytes(),
         largest,
         ops: if ops { train.ops.iter().map(Row::from).collect() } else { Vec::new() },
     })
@@ -254,11 +214,16 @@ mod tests {
         ];
         let of = |extra: &str| needs(&sets(&[&small[..], &[extra]].concat()), &Caps::minimal(), true).unwrap();
         let (one, two) = (of("train.batch_size=4"), of("train.batch_size=8"));
+        let parts = of("train.micro_batch=2");
         assert_eq!(one.iter().map(|n| n.phase).collect::<Vec<_>>(), ["autoencoder", "classification", "joint"]);
         assert_eq!(one[0].flops_per_step, two[0].flops_per_step);
         assert!(one[2].device_bytes.training < two[2].device_bytes.training && one[2].device_bytes.weights == two[2].device_bytes.weights);
         assert!(one[2].device_bytes.optimiser >= 8 * one[2].parameters as u64);
         assert_eq!(one[2].ops.iter().map(|o| o.flops).sum::<u64>(), one[2].flops_per_step);
         assert_eq!(one[2].largest.len(), LARGEST);
+        // The default batch of 12 in parts of two does 12 samples' work, three times that of four.
+        let ratio = parts[2].flops_per_step as f64 / one[2].flops_per_step as f64;
+        assert!((ratio / 3.0 - 1.0).abs() < 0.01 && parts[2].device_bytes.accumulation > 0, "{ratio}");
+        assert!(parts[2].device_bytes.training < one[2].device_bytes.training);
     }
 }

@@ -25,7 +25,7 @@ pub(super) struct Args {
 
 pub(super) fn run(common: &Common, a: &Args) -> Result<()> {
     let begun = Instant::now();
-    let mut ready = stages::begin(common, &a.run, &a.inputs, Config::default())?;
+    let mut ready = stages::begin(common, &a.run, &a.inputs, Config::default(), true)?;
     let manifest = stages::discover(&mut ready)?;
     let outcome = train(&mut ready, &manifest, begun)?;
     outcome.write_summary(&[])?;
@@ -49,5 +49,6 @@ pub(super) fn train(ready: &mut Ready, manifest: &std::sync::Arc<Manifest>, begu
     let trained = pretrain::run(ctx, config, &data, run.dir(), run.resume, interrupted, watch);
     watch.finish();
     let state = trained?;
-    Outcome::new(run.dir(), config, store, manifest, &state, begun.elapsed(), ctx.memory().1)
+    let memory = (ctx.memory().1, watch.memory().clone());
+    Outcome::new(run.dir(), config, store, manifest, &state, begun.elapsed(), memory)
 }

@@ -1,5 +1,6 @@
 //! Run directories: what may be started where, and the files that every run has.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,7 @@ use crate::discover::run::MANIFEST;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::gpu::Context;
+use crate::train::fit::Fit;
 
 const CONFIG: &str = "config.toml";
 const INPUTS: &str = "inputs.json";
@@ -18,6 +20,9 @@ const INPUTS: &str = "inputs.json";
 pub(super) const DISCOVER: &str = "discover";
 /// Folder of the prepared store.
 pub(super) const PREPARED: &str = "prepared";
+
+/// How the batches of stages are taken apart, as far as this call has decided it.
+pub(super) type Fits = BTreeMap<&'static str, Fit>;
 
 /// What a run begins with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -151,7 +156,7 @@ impl Run {
     }
 
     /// Creates the folder with the files that say what is run, and how and where.
-    pub(super) fn begin(&self, config: &Config, source: &Source, ctx: &Context) -> Result<()> {
+    pub(super) fn begin(&self, config: &Config, source: &Source, ctx: &Context, fits: &Fits) -> Result<()> {
         files::create_dir(&self.dir)?;
         let to_bytes = |v: serde_json::Value| format!("{v:#}\n").into_bytes();
         let inputs = match source {
@@ -159,7 +164,7 @@ impl Run {
             Source::Store(path) => json!({ "store": path.to_string_lossy() }),
             Source::Run(path) => json!({ "run": path.to_string_lossy() }),
         };
-        files::write_bytes(&self.dir.join("environment.json"), &to_bytes(environment(ctx)))?;
+        files::write_bytes(&self.dir.join("environment.json"), &to_bytes(environment(ctx, fits)))?;
         files::write_bytes(&self.dir.join(INPUTS), &to_bytes(inputs))?;
         // Its presence makes the folder a run.
         files::write_bytes(&self.dir.join(CONFIG), config.to_toml().as_bytes())
@@ -216,13 +221,14 @@ pub(super) fn store_folder(dir: &Path) -> PathBuf {
 }
 
 /// Program, adapter and machine.
-fn environment(ctx: &Context) -> serde_json::Value {
+fn environment(ctx: &Context, fits: &Fits) -> serde_json::Value {
     let seconds = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
     json!({
         "program": concat!("semgen ", env!("CARGO_PKG_VERSION")),
         "command": std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect::<Vec<_>>(),
         "started": seconds,
         "adapter": ctx.caps(),
+        "micro_batches": fits,
         "os": std::env::consts::OS,
         "arch": std::env::consts::ARCH,
         "threads": std::thread::available_parallelism().map_or(1, usize::from),

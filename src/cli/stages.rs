@@ -4,18 +4,21 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::args::{Common, RunArgs};
-use super::run::{self, DISCOVER, PREPARED, Run, Source};
+use super::run::{self, DISCOVER, Fits, PREPARED, Run, Source};
 use super::watch::Watch;
 use super::{previews, stop, text};
 use crate::config::{Auto, Config, Filter};
 use crate::data::prepare::{Progress as Step, prepare_if};
 use crate::data::store::{Split, Store};
+use crate::discover::autoencoder::{self, positions};
 use crate::discover::coordinates::Rules;
 use crate::discover::manifest::{Header, Manifest};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::gpu::Context;
+use crate::plan::Options;
 use crate::report::progress::Progress;
+use crate::train::fit::{Stage, fit};
 
 /// Label maps that are named one by one.
 const NAMED: usize = 5;
@@ -32,10 +35,11 @@ pub(super) struct Ready {
     before: Option<Config>,
 }
 
-/// Opens or starts the run that the options name, and prepares its scans. `preset` are the settings of a new run.
+/// Opens or starts the run that the options name, and prepares its scans. `preset` are the settings of a new run, which
+/// `trains` or only discovers.
 ///
 /// A new run directory is taken back if its scans or settings cannot be used.
-pub(super) fn begin(common: &Common, args: &RunArgs, inputs: &[PathBuf], preset: Config) -> Result<Ready> {
+pub(super) fn begin(common: &Common, args: &RunArgs, inputs: &[PathBuf], preset: Config, trains: bool) -> Result<Ready> {
     let given = if inputs.is_empty() { None } else { Some(Source::of(inputs)?) };
     let out = match (&args.out, &given) {
         (Some(out), _) => out.clone(),
@@ -75,10 +79,14 @@ pub(super) fn begin(common: &Common, args: &RunArgs, inputs: &[PathBuf], preset:
         text::note(common.json, &text);
     }
     let ready = (|| {
-        run.begin(&config, &source, &ctx)?;
+        run.begin(&config, &source, &ctx, &Fits::new())?;
         let store = store(&run, &source, inputs.is_empty(), &config, common.json)?;
         adopt(&mut config, &source, &store);
-        run.begin(&config, &source, &ctx)?;
+        let fits = decide(&mut config, &ctx, &source, &store, trains)?;
+        for (stage, fit) in &fits {
+            text::note(common.json, &format!("{stage}: {fit}"));
+        }
+        run.begin(&config, &source, &ctx, &fits)?;
         Ok(store)
     })();
     match ready {
@@ -92,6 +100,25 @@ pub(super) fn begin(common: &Common, args: &RunArgs, inputs: &[PathBuf], preset:
             Err(e)
         }
     }
+}
+
+/// Decides how the batches are taken apart as far as that is left to the program. The settings keep it, so that the run
+/// goes on as it began.
+fn decide(config: &mut Config, ctx: &Context, source: &Source, store: &Store, trains: bool) -> Result<Fits> {
+    let (mut fits, options) = (Fits::new(), Options::default());
+    // The patterns of another run are found already.
+    if config.discover.autoencoder.micro_batch.given().is_none() && !matches!(source, Source::Run(_)) {
+        let batch = config.discover.autoencoder.batch_size.min(positions(store, Split::Train).len().max(1));
+        let (_, fit) = autoencoder::fitted(config, ctx.caps(), &options, batch)?;
+        config.discover.autoencoder.micro_batch = Auto::Given(fit.micro_batch);
+        fits.insert("autoencoder", fit);
+    }
+    if trains && config.train.micro_batch.given().is_none() {
+        let fit = fit(config, ctx.caps(), &options, &Stage::pretraining(config), config.train.micro_batch)?;
+        config.train.micro_batch = Auto::Given(fit.micro_batch);
+        fits.insert("training", fit);
+    }
+    Ok(fits)
 }
 
 /// Scans that others prepared are described by their own settings.
@@ -229,8 +256,12 @@ fn taken_over(other: &Path, config: &Config, store: &Store) -> Result<Arc<Manife
     if config.discover.filter == Filter::Auto {
         wanted.discover.filter = found.discover.filter;
     }
+    let (own, theirs) = (&mut wanted.discover.autoencoder, &found.discover.autoencoder);
     if config.discover.autoencoder.input.given().is_none() {
-        wanted.discover.autoencoder.input = found.discover.autoencoder.input;
+        own.input = theirs.input;
+    }
+    if config.discover.autoencoder.micro_batch.given().is_none() {
+        own.micro_batch = theirs.micro_batch;
     }
     let keys = [
         ("seed", found.seed != wanted.seed),

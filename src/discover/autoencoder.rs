@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::config::{Auto, Autoencoder, Config, Optimiser, Schedule};
+use crate::config::{Auto, Autoencoder, Config, Optimiser, Precision, Schedule};
 use crate::data::resize::resize;
 use crate::data::store::{Split, Store};
 use crate::error::{Error, Result};
@@ -20,9 +20,10 @@ use crate::files;
 use crate::gpu::{Caps, Context};
 use crate::interop::tensors::Data;
 use crate::kernels::optimiser::Hyper;
-use crate::model::{Mode, Spec};
-use crate::plan::Plan;
+use crate::model::Spec;
+use crate::plan::Options;
 use crate::train::checkpoint::Named;
+use crate::train::fit::{Fit, Stage, fit};
 use crate::train::loader::Samples;
 use crate::train::log::MetricsLog;
 use crate::train::network::Objective;
@@ -196,26 +197,41 @@ fn spec(config: &Config) -> Spec {
     Spec::autoencoder(config.autoencoder_base(), config.model.depth)
 }
 
-/// The autoencoder's settings for an adapter, with nothing left to derive: an input that is left to the program is halved
-/// along its longest axis until steps of `batch` scans fit the adapter's bindings.
+/// A step of `batch` scans of `size`, as far as its needs are concerned.
+pub fn stage(config: &Config, batch: usize, size: [usize; 3]) -> Stage {
+    let objective = Objective::Autoencoder { skips: config.discover.autoencoder.skips };
+    // Patients are described alike whatever precision the network is pretrained in.
+    Stage { objective, spec: spec(config), batch, size, precision: Precision::F32, optimiser: Optimiser::Adam }
+}
+
+/// The autoencoder's settings for an adapter, with nothing left to derive, and how its steps of `batch` scans are taken
+/// apart. An input that is left to the program is halved along its longest axis until the adapter can take one scan (or
+/// as many at once as are asked for).
 ///
 /// # Errors
 /// [`Error::ExceedsLimit`] when an input that was given, or the smallest one, does not fit.
-pub fn fitted(config: &Config, caps: &Caps, batch: usize) -> Result<Autoencoder> {
+pub fn fitted(config: &Config, caps: &Caps, options: &Options, batch: usize) -> Result<(Autoencoder, Fit)> {
     let (mut settings, unit) = (config.autoencoder(), 1usize << (config.model.depth - 1));
-    let objective = Objective::Autoencoder { skips: settings.skips };
+    let micro = match settings.micro_batch.given() {
+        // There may be fewer scans than a step was meant to take.
+        Some(most) => (1..=most.min(batch)).rev().find(|m| batch.is_multiple_of(*m)).map_or(Auto::AUTO, Auto::Given),
+        None => Auto::AUTO,
+    };
     let mut size = config.autoencoder_input();
     loop {
         settings.input = Auto::Given(size);
         let longest = (0..3).max_by_key(|&a| (size[a], 2 - a)).unwrap_or(0);
-        match Plan::new(&objective.graph(&spec(config), batch, size, Mode::Train)?, caps) {
-            Ok(_) => return Ok(settings),
+        match fit(config, caps, options, &[stage(config, batch, size)], micro) {
+            Ok(fit) => {
+                settings.micro_batch = Auto::Given(fit.micro_batch);
+                return Ok((settings, fit));
+            }
             Err(Error::ExceedsLimit { .. }) if config.discover.autoencoder.input.given().is_none() && size[longest] > unit => {
                 size[longest] = (size[longest] / 2).next_multiple_of(unit);
             }
             Err(Error::ExceedsLimit { what, need, have, .. }) => {
-                let remedy = "use a smaller discover.autoencoder.input, base_channels or batch_size".into();
-                return Err(Error::ExceedsLimit { what: format!("the autoencoder: {what}"), need, have, remedy });
+                let remedy = "use a smaller discover.autoencoder.input, micro_batch or base_channels".into();
+                return Err(Error::ExceedsLimit { what, need, have, remedy });
             }
             Err(e) => return Err(e),
         }
@@ -312,15 +328,20 @@ pub fn train(
             settings.batch_size
         ));
     }
+    let stage = stage(config, batch, scans.size());
+    let fit = fit(config, ctx.caps(), &Options::default(), std::slice::from_ref(&stage), settings.micro_batch)?;
     let phase = Phase {
         ctx,
         config,
-        spec: spec(config),
-        objective: Objective::Autoencoder { skips: settings.skips },
-        size: scans.size(),
+        spec: stage.spec,
+        objective: stage.objective,
+        size: stage.size,
         feed: Feed::Plain,
         batch,
-        optimiser: Optimiser::Adam,
+        micro: fit.micro_batch,
+        recompute: fit.recompute,
+        precision: stage.precision,
+        optimiser: stage.optimiser,
         hyper: Hyper::default(),
         clip_norm: 0.0,
         rate: settings.learning_rate,

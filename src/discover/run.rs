@@ -25,6 +25,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::gpu::Context;
 use crate::kernels::knn;
+use crate::plan::Options;
 use crate::train::phase::Observer;
 use crate::train::pretrain::Data;
 
@@ -52,7 +53,10 @@ pub fn run(
     check(config, store)?;
     let (mut config, places) = decide(config, store, interrupted, observer)?;
     let batch = config.discover.autoencoder.batch_size.min(positions(store, Split::Train).len());
-    let fitted = autoencoder::fitted(&config, ctx.caps(), batch)?;
+    let (fitted, fit) = autoencoder::fitted(&config, ctx.caps(), &Options::default(), batch)?;
+    if config.discover.autoencoder.micro_batch.given().is_none() {
+        observer.note(&format!("autoencoder: {fit}"));
+    }
     if fitted.input.given() != Some(config.autoencoder_input()) {
         observer.note(&format!(
             "discover.autoencoder.input is {:?}, the most that fits this adapter",
@@ -97,7 +101,7 @@ pub fn run(
                 Some(scans) => scans,
                 None => Scans::new(store, size, interrupted)?,
             };
-            let batch = config.discover.autoencoder.batch_size.min(store.scans().len());
+            let batch = config.discover.autoencoder.micro_batch.given().unwrap_or(batch);
             let features = Features::compute(ctx, &trained, &scans, store, batch, interrupted)?;
             features.save(out, store, &trained)?;
             features

@@ -47,6 +47,9 @@ pub struct Caps {
     pub subgroup_max: u32,
     /// 16-bit floats in shaders.
     pub f16: bool,
+    /// 64-bit integers in shaders.
+    #[serde(default)]
+    pub int64: bool,
     /// Device timestamps.
     pub timestamps: bool,
     /// Sizes N of usable N×N×N cooperative matrices with f16 factors and f32 sums.
@@ -85,6 +88,7 @@ impl Caps {
             subgroup_min: 0,
             subgroup_max: 0,
             f16: false,
+            int64: false,
             timestamps: false,
             cooperative: Vec::new(),
         }

@@ -1,16 +1,33 @@
 //! Adapter choice, the device, its buffers, uploads and readback.
 
-use std::collections::HashMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::program::Pipeline;
+use super::pipeline::Pipelines;
 use super::{Caps, Kind, trusted};
 use crate::error::{Error, Result};
 
 /// How to get an adapter on a machine that has none.
 const NO_ADAPTER: &str =
     "no graphics adapter was found; install the vendor's Vulkan driver, or Mesa's CPU adapter: apt-get install -y mesa-vulkan-drivers";
+
+/// What to do when memory does not suffice.
+const SMALLER: &str = "use a smaller train.micro_batch or train.memory (discover.autoencoder.micro_batch for the autoencoder), train.recompute=true, a smaller cube.size or model.base_channels";
+
+/// Bytes of the buffer through which everything is read back, a part at a time.
+pub const STAGING: u64 = 4 << 20;
+
+/// What a device has been asked to make so far; nothing of it grows while plans are replayed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Buffers, those for parameters and for readback included.
+    pub buffers: u64,
+    /// Pipelines.
+    pub pipelines: u64,
+    /// Bind groups.
+    pub bind_groups: u64,
+}
 
 /// A block of device memory.
 #[derive(Debug)]
@@ -51,11 +68,24 @@ pub struct Context {
     caps: Caps,
     pub(super) device: wgpu::Device,
     pub(super) queue: wgpu::Queue,
-    pub(super) pipelines: Mutex<HashMap<(Arc<str>, &'static str), Arc<Pipeline>>>,
+    pub(super) pipelines: Pipelines,
     pub(super) checked: bool,
+    /// Names the adapter for the pipeline cache, where the backend has one.
+    cache_key: Option<String>,
     failure: Arc<Mutex<Option<String>>>,
     allocated: Arc<AtomicU64>,
-    peak: AtomicU64,
+    /// Most so far, and most since [`Context::restart_peak`].
+    peak: [AtomicU64; 2],
+    buffers: AtomicU64,
+    bind_groups: AtomicU64,
+    /// Buffers for readback that nobody uses at the moment.
+    staging: Mutex<Vec<Buffer>>,
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        self.pipelines.write(true);
+    }
 }
 
 impl std::fmt::Debug for Context {
@@ -111,6 +141,7 @@ fn caps(adapter: &wgpu::Adapter) -> Caps {
         subgroup_min: if subgroups { info.subgroup_min_size } else { 0 },
         subgroup_max: if subgroups { info.subgroup_max_size } else { 0 },
         f16: features.contains(wgpu::Features::SHADER_F16),
+        int64: features.contains(wgpu::Features::SHADER_INT64),
         timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
         cooperative,
     }
@@ -179,7 +210,18 @@ impl Context {
         let (mut found, chosen) = select(choice)?;
         let adapter = found.swap_remove(chosen);
         let caps = caps(&adapter);
-        let mut wanted = wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SHADER_F16;
+        let info = adapter.get_info();
+        let cache_key = adapter
+            .features()
+            .contains(wgpu::Features::PIPELINE_CACHE)
+            .then(|| wgpu::util::pipeline_cache_key(&info))
+            .flatten()
+            .map(|id| format!("{id} {} {} semgen {}", caps.name, caps.driver, env!("CARGO_PKG_VERSION")));
+        let mut wanted = wgpu::Features::SUBGROUP
+            | wgpu::Features::TIMESTAMP_QUERY
+            | wgpu::Features::SHADER_F16
+            | wgpu::Features::SHADER_INT64
+            | wgpu::Features::PIPELINE_CACHE;
         let mut experimental = wgpu::ExperimentalFeatures::disabled();
         if !caps.cooperative.is_empty() {
             wanted |= wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
@@ -201,7 +243,7 @@ impl Context {
         device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| {
             let text = match e {
                 wgpu::Error::OutOfMemory { .. } => {
-                    format!("{name}: out of device memory; use a smaller train.batch_size, cube.size or model.base_channels")
+                    format!("{name}: out of device memory; {SMALLER}")
                 }
                 e => format!("{name}: {e}"),
             };
@@ -210,10 +252,33 @@ impl Context {
         let (f, name) = (failure.clone(), caps.name.clone());
         device.set_device_lost_callback(move |reason, text| {
             if !matches!(reason, wgpu::DeviceLostReason::Destroyed) {
-                note(&f, format!("{name}: the device was lost ({text}); update the driver or use a smaller train.batch_size, then continue with --resume"));
+                note(&f, format!("{name}: the device was lost ({text}); update the driver or use a smaller train.micro_batch, then continue with --resume"));
             }
         });
-        Ok(Self { caps, device, queue, pipelines: Mutex::default(), checked, failure, allocated: Arc::default(), peak: AtomicU64::new(0) })
+        Ok(Self {
+            caps,
+            device,
+            queue,
+            pipelines: Pipelines::default(),
+            checked,
+            cache_key,
+            failure,
+            allocated: Arc::default(),
+            peak: Default::default(),
+            buffers: AtomicU64::new(0),
+            bind_groups: AtomicU64::new(0),
+            staging: Mutex::default(),
+        })
+    }
+
+    /// This device with its compiled pipelines kept in `folder` between processes, where the backend can do that. Files
+    /// there that are damaged or belong to another adapter, driver or version are ignored.
+    #[must_use]
+    pub fn keep_pipelines(mut self, folder: &Path) -> Self {
+        if let Some(key) = &self.cache_key {
+            self.pipelines = Pipelines::kept_in(folder, &self.device, key);
+        }
+        self
     }
 
     /// What the adapter can do.
@@ -221,9 +286,29 @@ impl Context {
         &self.caps
     }
 
-    /// Bytes of device memory in use through [`Context::buffer`] now, and the most so far.
+    /// Bytes of device memory in use now, and the most so far: all buffers of the engine, those for parameters of kernels
+    /// and for readback included.
     pub fn memory(&self) -> (u64, u64) {
-        (self.allocated.load(Ordering::Relaxed), self.peak.load(Ordering::Relaxed))
+        (self.allocated.load(Ordering::Relaxed), self.peak[0].load(Ordering::Relaxed))
+    }
+
+    /// Begins to look for the most memory in use anew, for [`Context::recent_peak`].
+    pub fn restart_peak(&self) {
+        self.peak[1].store(self.allocated.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    /// The most bytes of device memory in use since [`Context::restart_peak`].
+    pub fn recent_peak(&self) -> u64 {
+        self.peak[1].load(Ordering::Relaxed)
+    }
+
+    /// What has been made so far.
+    pub fn counters(&self) -> Counters {
+        Counters {
+            buffers: self.buffers.load(Ordering::Relaxed),
+            pipelines: self.pipelines.count.load(Ordering::Relaxed),
+            bind_groups: self.bind_groups.load(Ordering::Relaxed),
+        }
     }
 
     /// A zeroed buffer of `bytes` (at least 4, rounded up to a multiple of 4).
@@ -232,26 +317,47 @@ impl Context {
     /// [`Error::ExceedsLimit`] when the adapter has no buffer that large, [`Error::Gpu`] when
     /// memory is exhausted.
     pub fn buffer(&self, label: &str, bytes: u64) -> Result<Buffer> {
+        self.allocate(label, bytes, wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC)
+    }
+
+    /// A buffer for parameters of kernels.
+    pub(super) fn uniforms(&self, label: &str, bytes: u64) -> Result<Buffer> {
+        self.allocate(label, bytes, wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST)
+    }
+
+    fn allocate(&self, label: &str, bytes: u64, usage: wgpu::BufferUsages) -> Result<Buffer> {
         let bytes = bytes.max(4).next_multiple_of(4);
         if bytes > self.caps.max_buffer {
             return Err(Error::ExceedsLimit {
                 what: format!("the buffer `{label}`"),
                 need: format!("{:.1} MiB", bytes as f64 / 1_048_576.0),
                 have: format!("{:.1} MiB per buffer", self.caps.max_buffer as f64 / 1_048_576.0),
-                remedy: "use a smaller train.batch_size, cube.size or model.base_channels".into(),
+                remedy: SMALLER.into(),
             });
         }
-        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
         let raw = self.device.create_buffer(&wgpu::BufferDescriptor { label: Some(label), size: bytes, usage, mapped_at_creation: false });
         self.check()?;
+        self.buffers.fetch_add(1, Ordering::Relaxed);
         let now = self.allocated.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        self.peak.fetch_max(now, Ordering::Relaxed);
+        for peak in &self.peak {
+            peak.fetch_max(now, Ordering::Relaxed);
+        }
         Ok(Buffer { raw, bytes, allocated: self.allocated.clone() })
+    }
+
+    pub(super) fn bind_group(&self, desc: &wgpu::BindGroupDescriptor<'_>) -> wgpu::BindGroup {
+        self.bind_groups.fetch_add(1, Ordering::Relaxed);
+        self.device.create_bind_group(desc)
     }
 
     /// Overwrites `buffer` from byte `offset` (a multiple of 4) before anything submitted later runs.
     pub fn upload<T: bytemuck::NoUninit>(&self, buffer: &Buffer, offset: u64, data: &[T]) {
         self.queue.write_buffer(&buffer.raw, offset, bytemuck::cast_slice(data));
+    }
+
+    /// Hands staged uploads to the device now, so that their staging memory can be used again soon.
+    pub fn flush(&self) {
+        self.queue.submit([]);
     }
 
     /// Sets `bytes` bytes from `offset` to zero.
@@ -266,23 +372,68 @@ impl Context {
     /// # Errors
     /// [`Error::Gpu`] when the device failed.
     pub fn read<T: bytemuck::Pod>(&self, buffer: &Buffer, offset: u64, count: usize) -> Result<Vec<T>> {
-        let bytes = (count * size_of::<T>()) as u64;
-        if bytes == 0 {
-            return Ok(Vec::new());
+        let mut out = vec![T::zeroed(); count];
+        let mut at = offset;
+        for part in bytemuck::cast_slice_mut::<T, u8>(&mut out).chunks_mut(STAGING as usize) {
+            self.fetch(&[(buffer, at, part.len() as u64)], part)?;
+            at += part.len() as u64;
         }
-        let staging = self.device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some("semgen.readback"),
-            size: bytes,
-            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
-        });
+        Ok(out)
+    }
+
+    /// As [`Context::read`], from the start of several buffers, `(buffer, elements)` each: with one wait where it fits.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`] when the device failed.
+    pub fn read_all<T: bytemuck::Pod>(&self, from: &[(&Buffer, usize)]) -> Result<Vec<Vec<T>>> {
+        let bytes = |count: usize| ((count * size_of::<T>()) as u64).next_multiple_of(4);
+        let total: u64 = from.iter().map(|f| bytes(f.1)).sum();
+        if total > STAGING || !size_of::<T>().is_multiple_of(4) {
+            return from.iter().map(|&(buffer, count)| self.read(buffer, 0, count)).collect();
+        }
+        let mut all = vec![T::zeroed(); from.iter().map(|f| f.1).sum()];
+        let pieces: Vec<_> = from.iter().map(|&(buffer, count)| (buffer, 0, bytes(count))).collect();
+        self.fetch(&pieces, bytemuck::cast_slice_mut(&mut all))?;
+        let mut rest = &all[..];
+        Ok(from
+            .iter()
+            .map(|&(_, count)| {
+                let (part, tail) = rest.split_at(count);
+                rest = tail;
+                part.to_vec()
+            })
+            .collect())
+    }
+
+    /// Copies `pieces` (buffer, first byte, bytes) one after the other into `out`, of at most [`STAGING`] bytes: one copy
+    /// to the host, one wait, nothing allocated after the first time.
+    fn fetch(&self, pieces: &[(&Buffer, u64, u64)], out: &mut [u8]) -> Result<()> {
+        if out.is_empty() {
+            return Ok(());
+        }
+        let free = self.staging.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let staging = match free {
+            Some(staging) => staging,
+            None => self.allocate("semgen.readback", STAGING, wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST)?,
+        };
         let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        encoder.copy_buffer_to_buffer(&buffer.raw, offset, &staging, 0, bytes);
+        let mut to = 0;
+        for &(buffer, offset, bytes) in pieces {
+            let bytes = bytes.next_multiple_of(4);
+            encoder.copy_buffer_to_buffer(&buffer.raw, offset, &staging.raw, to, bytes);
+            to += bytes;
+        }
         self.queue.submit([encoder.finish()]);
-        staging.slice(..).map_async(wgpu::MapMode::Read, |_| {});
+        let mapped = staging.raw.slice(..to);
+        mapped.map_async(wgpu::MapMode::Read, |_| {});
         self.wait()?;
-        let view = staging.slice(..).get_mapped_range().map_err(|e| Error::Gpu(format!("{}: readback failed: {e}", self.caps.name)))?;
-        Ok(bytemuck::pod_collect_to_vec(&view[..]))
+        {
+            let view = mapped.get_mapped_range().map_err(|e| Error::Gpu(format!("{}: readback failed: {e}", self.caps.name)))?;
+            out.copy_from_slice(&view[..out.len()]);
+        }
+        staging.raw.unmap();
+        self.staging.lock().unwrap_or_else(PoisonError::into_inner).push(staging);
+        Ok(())
     }
 
     /// Waits until everything submitted has run.
@@ -300,7 +451,7 @@ impl Context {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(e)) => Err(Error::Gpu(format!("{}: waiting for the device failed: {e}", self.caps.name))),
             Err(_) => Err(Error::Gpu(format!(
-                "{}: the device was lost; update the driver or use a smaller train.batch_size, then continue with --resume",
+                "{}: the device was lost; update the driver or use a smaller train.micro_batch, then continue with --resume",
                 self.caps.name
             ))),
         }

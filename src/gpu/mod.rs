@@ -8,13 +8,16 @@
 mod caps;
 mod context;
 mod dispatch;
+mod pipeline;
 mod program;
 mod shader;
+mod timing;
 mod trusted;
 
 pub use caps::{Caps, Kind};
-pub use context::{AdapterReport, Buffer, Context, adapters};
+pub use context::{AdapterReport, Buffer, Context, Counters, STAGING, adapters};
 pub use dispatch::{BufferId, Choices, Dispatch, Dtype, Recorder, Scalar, View};
 pub use program::{Program, run_once};
 pub use shader::{Reflection, reflect};
+pub use timing::Timing;
 pub use trusted::without_display;

@@ -1,87 +1,46 @@
 //! A list of dispatches made ready once and replayed.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, OnceLock};
 
-use super::shader::{ParamsLayout, reflect};
-use super::{Buffer, BufferId, Context, Dispatch, Kind, Recorder, trusted};
+use super::pipeline::Pipeline;
+use super::timing::Stopwatch;
+use super::{Buffer, BufferId, Caps, Context, Dispatch, Kind, Recorder};
 use crate::error::{Error, Result};
 
 /// Operations that an adapter can do in the time of moving a byte, roughly.
 const OPERATIONS_PER_BYTE: u64 = 20;
 
-/// A compiled entry point.
-pub(super) struct Pipeline {
-    raw: wgpu::ComputePipeline,
-    layout: wgpu::BindGroupLayout,
-    /// Binding numbers of the storage buffers, ascending.
-    storage: Vec<u32>,
-    params: Option<ParamsLayout>,
-}
-
-struct Step {
+pub(super) struct Step {
     pipeline: Arc<Pipeline>,
     group: wgpu::BindGroup,
     groups: [u32; 3],
-    flops: u64,
+    pub(super) flops: u64,
+}
+
+impl Step {
+    pub(super) fn encode(&self, pass: &mut wgpu::ComputePass<'_>) {
+        pass.set_pipeline(&self.pipeline.raw);
+        pass.set_bind_group(0, &self.group, &[]);
+        let [x, y, z] = self.groups;
+        pass.dispatch_workgroups(x, y, z);
+    }
 }
 
 /// Dispatches with their pipelines, bind groups and parameters: replaying allocates nothing.
 pub struct Program {
-    steps: Vec<Step>,
+    pub(super) steps: Vec<Step>,
     /// Work per submission, so that waiting stays responsive and no queue grows without bound.
-    flops_per_submit: u64,
+    pub(super) flops_per_submit: u64,
+    /// The parameters of all dispatches; kept so that they count as long as they are there.
+    _uniforms: Buffer,
+    /// Timestamps of a whole run and of each dispatch, made when first asked for; none where the adapter has none.
+    pub(super) span: OnceLock<Option<Stopwatch>>,
+    pub(super) each: OnceLock<Option<Stopwatch>>,
 }
 
 impl std::fmt::Debug for Program {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Program({} dispatches)", self.steps.len())
-    }
-}
-
-impl Context {
-    fn pipeline(&self, d: &Dispatch) -> Result<Arc<Pipeline>> {
-        let key = (d.source.clone(), d.entry);
-        if let Some(p) = self.pipelines.lock().unwrap_or_else(PoisonError::into_inner).get(&key) {
-            return Ok(p.clone());
-        }
-        let reflection = reflect(&d.label, &d.source)?;
-        let interface = reflection.interface(&d.label, d.entry)?;
-        let mut entries: Vec<_> = interface
-            .storage
-            .iter()
-            .map(|&(binding, read_only)| layout_entry(binding, wgpu::BufferBindingType::Storage { read_only }))
-            .collect();
-        entries.extend(interface.params.as_ref().map(|p| layout_entry(p.binding, wgpu::BufferBindingType::Uniform)));
-        let layout = self.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(&d.label), entries: &entries });
-        let pipeline_layout = self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-            label: Some(&d.label),
-            bind_group_layouts: &[Some(&layout)],
-            immediate_size: 0,
-        });
-        let module = trusted::shader_module(&self.device, &d.label, reflection.module, self.checked);
-        let raw = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-            label: Some(&d.label),
-            layout: Some(&pipeline_layout),
-            module: &module,
-            entry_point: Some(d.entry),
-            // Kernels write workgroup memory before they read it.
-            compilation_options: wgpu::PipelineCompilationOptions { zero_initialize_workgroup_memory: false, ..Default::default() },
-            cache: None,
-        });
-        self.check()?;
-        let pipeline =
-            Arc::new(Pipeline { raw, layout, storage: interface.storage.iter().map(|s| s.0).collect(), params: interface.params });
-        self.pipelines.lock().unwrap_or_else(PoisonError::into_inner).insert(key, pipeline.clone());
-        Ok(pipeline)
-    }
-}
-
-fn layout_entry(binding: u32, ty: wgpu::BufferBindingType) -> wgpu::BindGroupLayoutEntry {
-    wgpu::BindGroupLayoutEntry {
-        binding,
-        visibility: wgpu::ShaderStages::COMPUTE,
-        ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None },
-        count: None,
     }
 }
 
@@ -93,15 +52,31 @@ fn fold(groups: u64, limit: u32) -> Option<[u32; 3]> {
     (y <= limit).then_some([u32::try_from(x).ok()?, u32::try_from(y).ok()?, 1])
 }
 
+/// Distance of the parameters of two dispatches in the uniform buffer, in bytes, at least.
+fn uniform_align(caps: &Caps) -> usize {
+    usize::try_from(caps.uniform_align).unwrap_or(256).max(16)
+}
+
+/// Bytes of the parameters of `dispatches`, one after the other: `Params` are structs of 32-bit scalars.
+fn uniform_len(caps: &Caps, dispatches: &[Dispatch]) -> u64 {
+    let with = dispatches.iter().filter(|d| !d.params.is_empty());
+    with.fold(0, |len: usize, d| len.next_multiple_of(uniform_align(caps)) + (4 * d.params.len()).next_multiple_of(16)) as u64
+}
+
 impl Program {
+    /// Device bytes that [`Program::new`] allocates for `dispatches`, besides the buffers that it is given.
+    pub fn device_bytes(caps: &Caps, dispatches: &[Dispatch]) -> u64 {
+        uniform_len(caps, dispatches).max(16)
+    }
+
     /// Compiles and binds `dispatches`; `lookup` gives the buffer behind each name.
     ///
     /// # Errors
     /// [`Error::Gpu`] for a shader or binding that does not fit, [`Error::ExceedsLimit`] for a
     /// binding or grid above the adapter's limits.
     pub fn new<'b>(ctx: &Context, dispatches: &[Dispatch], lookup: impl Fn(BufferId) -> &'b Buffer) -> Result<Self> {
-        let pipelines = dispatches.iter().map(|d| ctx.pipeline(d)).collect::<Result<Vec<_>>>()?;
-        let align = usize::try_from(ctx.caps().uniform_align).unwrap_or(256).max(16);
+        let pipelines = ctx.pipelines_of(dispatches)?;
+        let align = uniform_align(ctx.caps());
         let mut arena: Vec<u8> = Vec::new();
         let mut slots = Vec::with_capacity(dispatches.len());
         for (d, p) in dispatches.iter().zip(&pipelines) {
@@ -116,13 +91,9 @@ impl Program {
             }
             slots.push((start as u64, (arena.len().max(start) - start) as u64));
         }
-        let uniforms = ctx.device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some("semgen.params"),
-            size: (arena.len() as u64).max(16),
-            usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
-        });
-        ctx.queue.write_buffer(&uniforms, 0, &arena);
+        debug_assert_eq!(uniform_len(ctx.caps(), dispatches), arena.len() as u64, "what plans predict");
+        let uniforms = ctx.uniforms("semgen.params", (arena.len() as u64).max(16))?;
+        ctx.queue.write_buffer(&uniforms.raw, 0, &arena);
         let mut steps = Vec::with_capacity(dispatches.len());
         for ((d, pipeline), (offset, size)) in dispatches.iter().zip(pipelines).zip(slots) {
             if d.bindings.len() != pipeline.storage.len() {
@@ -144,21 +115,19 @@ impl Program {
                     });
                 }
                 let buffer = lookup(view.buffer);
-                if view.offset + view.len > buffer.bytes() {
+                // Bindings are whole words; a tensor of an odd number of 16-bit elements ends within one.
+                let len = view.len.next_multiple_of(4);
+                if view.offset + len > buffer.bytes() {
                     return Err(Error::Gpu(format!("{}: binding {binding} leaves its buffer", d.label)));
                 }
-                let raw = wgpu::BufferBinding { buffer: &buffer.raw, offset: view.offset, size: wgpu::BufferSize::new(view.len) };
+                let raw = wgpu::BufferBinding { buffer: &buffer.raw, offset: view.offset, size: wgpu::BufferSize::new(len) };
                 entries.push(wgpu::BindGroupEntry { binding, resource: wgpu::BindingResource::Buffer(raw) });
             }
             if let Some(params) = &pipeline.params {
-                let raw = wgpu::BufferBinding { buffer: &uniforms, offset, size: wgpu::BufferSize::new(size) };
+                let raw = wgpu::BufferBinding { buffer: &uniforms.raw, offset, size: wgpu::BufferSize::new(size) };
                 entries.push(wgpu::BindGroupEntry { binding: params.binding, resource: wgpu::BindingResource::Buffer(raw) });
             }
-            let group = ctx.device.create_bind_group(&wgpu::BindGroupDescriptor {
-                label: Some(&d.label),
-                layout: &pipeline.layout,
-                entries: &entries,
-            });
+            let group = ctx.bind_group(&wgpu::BindGroupDescriptor { label: Some(&d.label), layout: &pipeline.layout, entries: &entries });
             ctx.check().map_err(|e| Error::Gpu(format!("{}: {e}", d.label)))?;
             let groups = fold(d.groups, ctx.caps().max_groups).ok_or_else(|| Error::ExceedsLimit {
                 what: format!("the grid of {}", d.label),
@@ -174,7 +143,7 @@ impl Program {
             Kind::Discrete => 4_000_000_000_000,
             Kind::Integrated | Kind::Other => 200_000_000_000,
         };
-        Ok(Self { steps, flops_per_submit })
+        Ok(Self { steps, flops_per_submit, _uniforms: uniforms, span: OnceLock::new(), each: OnceLock::new() })
     }
 
     /// Submits every dispatch in order; returns without waiting.
@@ -194,10 +163,7 @@ impl Program {
             {
                 let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
                 for step in &self.steps[first..last] {
-                    pass.set_pipeline(&step.pipeline.raw);
-                    pass.set_bind_group(0, &step.group, &[]);
-                    let [x, y, z] = step.groups;
-                    pass.dispatch_workgroups(x, y, z);
+                    step.encode(&mut pass);
                 }
             }
             ctx.queue.submit([encoder.finish()]);

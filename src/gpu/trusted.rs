@@ -21,6 +21,14 @@ pub(super) fn shader_module(device: &wgpu::Device, label: &str, module: Module, 
     unsafe { device.create_shader_module_trusted(desc, wgpu::ShaderRuntimeChecks::unchecked()) }
 }
 
+/// A pipeline cache that starts from `data`, or empty.
+pub(super) fn pipeline_cache(device: &wgpu::Device, data: Option<&[u8]>) -> wgpu::PipelineCache {
+    let desc = wgpu::PipelineCacheDescriptor { label: Some("semgen"), data, fallback: true };
+    // SAFETY: the data is what a cache of this program gave for the same adapter and driver: the caller has checked its
+    // key and its hash, and wgpu checks its own head before a driver sees it.
+    unsafe { device.create_pipeline_cache(&desc) }
+}
+
 /// The token that wgpu asks for before it enables features it calls experimental: cooperative matrices.
 pub(super) fn experimental() -> wgpu::ExperimentalFeatures {
     // SAFETY: the kernels that use them are part of this program, are validated by naga in tests, and are trusted

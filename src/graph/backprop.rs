@@ -9,6 +9,7 @@ use std::collections::HashMap;
 
 use super::{Graph, Home, Node, Op, Shape, ValueId};
 use crate::error::{Error, Result};
+use crate::kernels::batch_norm::Use;
 
 /// Gradients found so far, by value.
 type Gradients = HashMap<ValueId, ValueId>;
@@ -24,7 +25,9 @@ impl Graph {
         self.expect("backward", "the loss", loss, Shape::vector(1))?;
         let needed = self.needing_gradient(wanted);
         let mut grads = Gradients::new();
-        grads.insert(loss, self.push1("loss.grad", Op::Fill(1.0), vec![], Shape::vector(1)));
+        let seed = self.push1("loss.grad", Op::Fill(1.0), vec![], Shape::vector(1));
+        self.seed = Some(seed);
+        grads.insert(loss, seed);
         for i in (0..self.nodes.len()).rev() {
             let node = self.nodes[i].clone();
             if node.outputs.iter().any(|o| grads.contains_key(o)) {
@@ -125,11 +128,13 @@ impl Graph {
             Op::AvgPool(geom) => one(self, grads, Op::AvgPoolGrad(*geom), vec![dy], x[0]),
             Op::GlobalAvgPool => one(self, grads, Op::GlobalAvgPoolGrad, vec![dy], x[0]),
             Op::Upsample(geom, how) => one(self, grads, Op::UpsampleGrad(*geom, *how), vec![dy], x[0]),
-            Op::BatchNorm { geom, .. } => {
-                self.norm_grad(grads, &label, Op::BatchNormGrad(*geom), vec![x[0], x[1], y[1], y[2], dy], &x[..3])
-            }
-            Op::BatchNormRunning(geom) => {
-                self.norm_grad(grads, &label, Op::BatchNormRunningGrad(*geom), vec![x[0], x[1], x[3], x[4], dy], &x[..3]);
+            Op::BatchNorm { geom, .. } | Op::BatchNormRunning(geom) => {
+                let how = Use { fixed: matches!(node.op, Op::BatchNormRunning(_)), relu: false };
+                let shapes = [self.shape(x[0]), self.shape(x[1]), self.shape(x[2])];
+                let d = self.push(&label, Op::BatchNormGrad { geom: *geom, how }, vec![x[0], y[1], dy], &shapes);
+                for (&v, &g) in x[..3].iter().zip(&d) {
+                    self.contribute(grads, &label, v, g);
+                }
             }
             Op::Activation(f) => one(self, grads, Op::ActivationGrad(*f), vec![y[0], dy], x[0]),
             Op::PRelu => {
@@ -159,26 +164,25 @@ impl Graph {
             | Op::AvgPoolGrad(_)
             | Op::GlobalAvgPoolGrad
             | Op::UpsampleGrad(..)
-            | Op::BatchNormGrad(_)
-            | Op::BatchNormRunningGrad(_)
+            | Op::BatchNormGrad { .. }
             | Op::ActivationGrad(_)
             | Op::PReluGrad
             | Op::PointwiseGrad(_)
             | Op::CrossEntropyGrad
             | Op::SoftDiceGrad
-            | Op::MeanGrad => {
+            | Op::MeanGrad
+            // What the planner makes of a graph that has its gradient.
+            | Op::NormStatistics { .. }
+            | Op::NormFixed(_)
+            | Op::NormApply { .. }
+            | Op::FusedConv3d(_)
+            | Op::LoadedWeightGrad { .. }
+            | Op::NormMaxPool(_)
+            | Op::MaxPoolGradAdd(_)
+            | Op::Head(_) => {
                 return Err(Error::shape("backward", format!("{}: {} has no derivative", node.label, node.op.name())));
             }
         }
         Ok(())
-    }
-
-    /// Both batch norms: one operation gives the gradients of x, γ and β.
-    fn norm_grad(&mut self, grads: &mut Gradients, label: &str, op: Op, inputs: Vec<ValueId>, of: &[ValueId]) {
-        let shapes: Vec<Shape> = of.iter().map(|&v| self.shape(v)).collect();
-        let d = self.push(label, op, inputs, &shapes);
-        for (&v, &g) in of.iter().zip(&d) {
-            self.contribute(grads, label, v, g);
-        }
     }
 }

@@ -130,8 +130,8 @@ impl Graph {
     /// [`Error::Shape`] when a vector does not have one element a channel.
     pub fn batch_norm(&mut self, label: &str, x: ValueId, v: NormValues, eps: f32, momentum: f32) -> Result<ValueId> {
         let (geom, inputs) = self.norm(x, v, eps)?;
-        let (s, c) = (self.shape(x), Shape::vector(geom.channels));
-        Ok(self.push(label, Op::BatchNorm { geom, momentum }, inputs, &[s, c, c])[0])
+        let shapes = [self.shape(x), Shape::norm(geom.channels)];
+        Ok(self.push(label, Op::BatchNorm { geom, momentum }, inputs, &shapes)[0])
     }
 
     /// Batch norm with the running statistics.
@@ -140,8 +140,8 @@ impl Graph {
     /// As [`Graph::batch_norm`].
     pub fn batch_norm_running(&mut self, label: &str, x: ValueId, v: NormValues, eps: f32) -> Result<ValueId> {
         let (geom, inputs) = self.norm(x, v, eps)?;
-        let s = self.shape(x);
-        Ok(self.push1(label, Op::BatchNormRunning(geom), inputs, s))
+        let shapes = [self.shape(x), Shape::norm(geom.channels)];
+        Ok(self.push(label, Op::BatchNormRunning(geom), inputs, &shapes)[0])
     }
 
     fn norm(&self, x: ValueId, v: NormValues, eps: f32) -> Result<(batch_norm::Geom, Vec<ValueId>)> {

@@ -8,12 +8,16 @@ mod backprop;
 mod build;
 mod op;
 mod params;
+mod precision;
 
 pub use build::NormValues;
-pub use op::{Op, Upsampling};
+pub use op::{FusedConv, Head, Op, Upsampling};
 pub use params::{Init, Layout, Param, Tensors};
+pub use precision::LOSS_SCALE;
 
 use crate::error::{Error, Result};
+use crate::gpu::Dtype;
+use crate::kernels::batch_norm;
 
 /// Shape of a value: `[N, D, H, W, C]`, C innermost. Vectors are `[1, 1, 1, 1, n]`, per-sample numbers `[N, 1, 1, 1, 1]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -35,6 +39,11 @@ impl Shape {
     /// A vector of `n` elements.
     pub fn vector(n: usize) -> Self {
         Self::new(1, [1; 3], n)
+    }
+
+    /// The vectors that a batch norm of `channels` channels normalises with.
+    pub fn norm(channels: usize) -> Self {
+        Self::new(1, [1, 1, batch_norm::NORM], channels)
     }
 
     /// One number a sample.
@@ -91,10 +100,12 @@ pub struct Value {
     pub shape: Shape,
     /// Where it lives.
     pub home: Home,
+    /// How its elements are stored; see [`Graph::stored_in`].
+    pub dtype: Dtype,
 }
 
 /// An operation with its operands.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Node {
     /// What is computed.
     pub op: Op,
@@ -117,6 +128,8 @@ pub struct Graph {
     pub state: Tensors,
     inputs: Vec<(String, ValueId)>,
     outputs: Vec<(String, ValueId)>,
+    /// The constant that the gradient starts from, if there is a gradient.
+    seed: Option<ValueId>,
 }
 
 impl Graph {
@@ -189,7 +202,7 @@ impl Graph {
     }
 
     fn value(&mut self, shape: Shape, home: Home) -> ValueId {
-        self.values.push(Value { shape, home });
+        self.values.push(Value { shape, home, dtype: Dtype::F32 });
         ValueId(self.values.len() - 1)
     }
 
@@ -203,6 +216,11 @@ impl Graph {
     /// As [`Graph::push`], for one result.
     fn push1(&mut self, label: &str, op: Op, inputs: Vec<ValueId>, shape: Shape) -> ValueId {
         self.push(label, op, inputs, &[shape])[0]
+    }
+
+    /// The same network by other operations: all values, inputs and outputs stay.
+    pub(crate) fn rewritten(&self, nodes: Vec<Node>) -> Self {
+        Self { nodes, ..self.clone() }
     }
 
     fn expect(&self, op: &'static str, what: &str, value: ValueId, shape: Shape) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use crate::kernels::activation::Function;
 use crate::kernels::conv3d::Source;
-use crate::kernels::loss::Pointwise;
+use crate::kernels::loss::{Pointwise, head};
 use crate::kernels::{batch_norm, conv3d, pool, upsample};
 
 /// How a grid is refined.
@@ -56,19 +56,22 @@ pub enum Op {
     Upsample(upsample::Geom, Upsampling),
     /// `d_y` → `d_x`.
     UpsampleGrad(upsample::Geom, Upsampling),
-    /// x, γ, β, running mean, running variance → y, mean, 1/σ; updates the running statistics.
+    /// x, γ, β, running mean, running variance → y, norm `[4, C]` (mean, γ/σ, β, 1/σ); updates the running statistics.
     BatchNorm {
         /// Geometry.
         geom: batch_norm::Geom,
         /// Weight of the batch in the running statistics.
         momentum: f32,
     },
-    /// x, γ, mean, 1/σ, `d_y` → `d_x`, `d_γ`, `d_β`.
-    BatchNormGrad(batch_norm::Geom),
-    /// x, γ, β, running mean, running variance → y.
+    /// x, γ, β, running mean, running variance → y, norm.
     BatchNormRunning(batch_norm::Geom),
-    /// x, γ, running mean, running variance, `d_y` → `d_x`, `d_γ`, `d_β`.
-    BatchNormRunningGrad(batch_norm::Geom),
+    /// x, norm, `d_y` → `d_x`, `d_γ`, `d_β`.
+    BatchNormGrad {
+        /// Geometry.
+        geom: batch_norm::Geom,
+        /// Which statistics, and whether `d_y` is the gradient of the ReLU that follows.
+        how: batch_norm::Use,
+    },
     /// x → f(x).
     Activation(Function),
     /// y, `d_y` → `d_x`.
@@ -101,6 +104,67 @@ pub enum Op {
     Mean,
     /// `d_mean` → `d_x`.
     MeanGrad,
+    // The rest is what the planner makes of the above.
+    /// x, γ, β, running mean, running variance → norm; updates the running statistics.
+    NormStatistics {
+        /// Geometry.
+        geom: batch_norm::Geom,
+        /// Weight of the batch in the running statistics.
+        momentum: f32,
+    },
+    /// γ, β, running mean, running variance → norm.
+    NormFixed(batch_norm::Geom),
+    /// x, norm → y, or the ReLU of it.
+    NormApply {
+        /// Geometry.
+        geom: batch_norm::Geom,
+        /// Whether the ReLU is taken.
+        relu: bool,
+    },
+    /// sources…, norms…, weight, bias?, (γ, β, running mean, running variance)? → y, norm?.
+    FusedConv3d(FusedConv),
+    /// sources…, norms…, `d_y` → `d_weight`.
+    LoadedWeightGrad {
+        /// Geometry over all sources.
+        geom: conv3d::Geom,
+        /// Channel ranges of the sources.
+        sources: Vec<Source>,
+        /// Which sources are normalised as they are read; those have an operand among the norms.
+        norms: Vec<bool>,
+    },
+    /// x, norm → y, index of the ReLU of the normalised x.
+    NormMaxPool(pool::Geom),
+    /// index, `d_y`, other gradient → `d_x`, the sum of both.
+    MaxPoolGradAdd(pool::Geom),
+    /// x, norm?, weight, bias?, target, `d_loss`? → loss per sample, restored?, (`d_logit`, `d_weight`, `d_bias`?)?: a
+    /// 1×1×1 convolution to one channel, sigmoid and loss, and the gradients of the first two.
+    Head(Head),
+}
+
+/// What [`Op::FusedConv3d`] does.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FusedConv {
+    /// Geometry over all sources.
+    pub geom: conv3d::Geom,
+    /// Channel ranges of the sources.
+    pub sources: Vec<Source>,
+    /// Which sources are normalised, and their ReLU taken, as they are read; those have an operand among the norms.
+    pub norms: Vec<bool>,
+    /// Whether there is a bias.
+    pub bias: bool,
+    /// The batch norm whose statistics are those of the result, with the weight of the batch in its running ones.
+    pub statistics: Option<(batch_norm::Geom, f32)>,
+}
+
+/// What [`Op::Head`] does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// Geometry.
+    pub geom: head::Geom,
+    /// Loss.
+    pub loss: Pointwise,
+    /// Which of the optional operands and results there are.
+    pub parts: head::Parts,
 }
 
 impl Op {
@@ -120,9 +184,13 @@ impl Op {
             Self::Upsample(..) => "upsample",
             Self::UpsampleGrad(..) => "upsample.grad",
             Self::BatchNorm { .. } => "batch_norm",
-            Self::BatchNormGrad(_) => "batch_norm.grad",
             Self::BatchNormRunning(_) => "batch_norm.running",
-            Self::BatchNormRunningGrad(_) => "batch_norm.running.grad",
+            Self::BatchNormGrad { how, .. } => match (how.fixed, how.relu) {
+                (false, false) => "batch_norm.grad",
+                (true, false) => "batch_norm.running.grad",
+                (false, true) => "batch_norm.grad+relu",
+                (true, true) => "batch_norm.running.grad+relu",
+            },
             Self::Activation(_) => "activation",
             Self::ActivationGrad(_) => "activation.grad",
             Self::PRelu => "prelu",
@@ -139,6 +207,21 @@ impl Op {
             Self::SoftDiceGrad => "soft_dice.grad",
             Self::Mean => "mean",
             Self::MeanGrad => "mean.grad",
+            Self::NormStatistics { .. } => "batch_norm.statistics",
+            Self::NormFixed(_) => "batch_norm.vectors",
+            Self::NormApply { relu: false, .. } => "batch_norm.apply",
+            Self::NormApply { relu: true, .. } => "batch_norm.apply+relu",
+            Self::FusedConv3d(conv) => match (conv.norms.contains(&true), conv.statistics.is_some()) {
+                (true, true) => "load+conv3d+statistics",
+                (true, false) => "load+conv3d",
+                (false, true) => "conv3d+statistics",
+                (false, false) => "conv3d",
+            },
+            Self::LoadedWeightGrad { .. } => "load+conv3d.weight_grad",
+            Self::NormMaxPool(_) => "load+max_pool",
+            Self::MaxPoolGradAdd(_) => "max_pool.grad+add",
+            Self::Head(h) if h.parts.norm => "load+conv3d+sigmoid+loss",
+            Self::Head(_) => "conv3d+sigmoid+loss",
         }
     }
 }

@@ -1,13 +1,13 @@
 //! Batch normalisation over N and space (Ioffe and Szegedy, 2015), as PyTorch's `BatchNorm3d`:
 //! normalised with the biased variance, the running variance kept unbiased.
 //!
-//! Activations are `[batch, spatial, channels]`, vectors `[channels]`.
+//! Activations are `[batch, spatial, channels]`, those of one operation stored alike; vectors `[channels]`, in 32 bits.
 
-use super::check::{Case, Outcome, Trial, compare, numbers};
-use super::rows::{Chunks, KINDS, Pretend, bound_at_once, elem, expect, row_chunks, row_parts, successive, vector_width};
+use super::check::{Case, DTYPES, Outcome, Trial, allowed, as_stored, compare, numbers, worst};
+use super::rows::{Chunks, KINDS, Pretend, alike, bound_at_once, elem, expect, row_chunks, row_parts, stored, successive, vector_width};
 use super::{Const, specialise};
 use crate::error::Result;
-use crate::gpu::{Context, Dispatch, Recorder, View};
+use crate::gpu::{Context, Dispatch, Dtype, Recorder, View};
 
 /// Shape of a batch normalisation.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -27,11 +27,12 @@ impl Geom {
         self.batch * self.spatial
     }
 
-    /// Checks that activations and vectors have this geometry's sizes.
-    fn expect(&self, activations: &[(&str, View)], vectors: &[(&str, View)]) -> Result<()> {
+    /// Checks that activations and vectors have this geometry's sizes; returns how activations are stored.
+    fn expect(&self, activations: &[(&str, View)], vectors: &[(&str, View)]) -> Result<Dtype> {
         let sizes = [(activations, self.rows() * self.channels), (vectors, self.channels)];
         let operands: Vec<_> = sizes.iter().flat_map(|(views, n)| views.iter().map(move |&(name, view)| (name, view, *n))).collect();
-        expect("batch_norm", &operands)
+        expect("batch_norm", &operands)?;
+        if activations.is_empty() { Ok(Dtype::F32) } else { alike("batch_norm", activations) }
     }
 }
 
@@ -42,22 +43,56 @@ const TURNS_REDUCE: usize = 32;
 /// Rows that an invocation maps.
 const TURNS_MAP: usize = 8;
 
+/// Number of vectors that normalise.
+pub const NORM: usize = 4;
+
+/// What a batch norm has learnt and keeps, a number a channel each.
+#[derive(Clone, Copy, Debug)]
+pub struct Vectors {
+    /// Scale γ.
+    pub gamma: View,
+    /// Shift β.
+    pub beta: View,
+    /// Running mean.
+    pub running_mean: View,
+    /// Running variance.
+    pub running_var: View,
+}
+
+/// What follows from how a batch norm is used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Use {
+    /// The statistics do not depend on x: they are the running ones.
+    pub fixed: bool,
+    /// A ReLU follows.
+    pub relu: bool,
+}
+
+impl Use {
+    /// For the names of cases.
+    fn text(self) -> String {
+        [(self.fixed, ", fixed statistics"), (self.relu, ", ReLU")].iter().filter(|u| u.0).map(|u| u.1).collect()
+    }
+}
+
 /// What all dispatches of one operation share.
 struct Plan {
     geom: Geom,
     momentum: f32,
     /// Constants of the kernel's text.
-    header: [(&'static str, Const); 3],
+    header: [(&'static str, Const); 5],
     width: usize,
     /// `(first row, rows)` of each part that can be bound at once.
     parts: Vec<(usize, usize)>,
 }
 
 impl Plan {
-    fn new(rec: &Recorder<'_>, geom: &Geom, momentum: f32, running: bool) -> Result<Self> {
-        let parts = row_parts(rec.caps, "batch_norm", geom.rows(), geom.channels)?;
+    /// For activations stored as `dtype`; without any, that is F32.
+    fn new(rec: &Recorder<'_>, geom: &Geom, dtype: Dtype, momentum: f32, how: Use) -> Result<Self> {
+        let parts = row_parts(rec.caps, "batch_norm", geom.rows(), geom.channels, dtype)?;
         let width = vector_width(geom.channels);
-        let header = [elem(width), successive(rec.caps), ("RUNNING", Const::Bool(running))];
+        let flags = [("FIXED", Const::Bool(how.fixed)), ("RELU", Const::Bool(how.relu))];
+        let header = [elem(width), stored(width, dtype), successive(rec.caps), flags[0], flags[1]];
         Ok(Self { geom: *geom, momentum, header, width, parts })
     }
 
@@ -111,122 +146,88 @@ impl Plan {
     }
 }
 
-/// Training: normalises with the statistics of this batch, keeps them in `saved_mean` and
-/// `saved_inv_std` (1 / √(biased variance + ε)) for the gradient, and moves the running
-/// statistics: `running = (1 - momentum) · running + momentum · batch`, with the unbiased
-/// variance, n/(n-1) times the biased one. With a single value per channel (n = 1), where
+/// Training: `norm` `[4, C]` (mean, factor γ/σ, shift β, 1/σ with σ = √(biased variance + ε)) from the statistics
+/// of `x`; moves the running statistics: `running = (1 - momentum) · running + momentum · batch`, with the
+/// unbiased variance, n/(n-1) times the biased one. With a single value per channel (n = 1), where
 /// PyTorch refuses, the variance is 0 in both senses.
 ///
 /// # Errors
-/// [`crate::error::Error::Shape`] when a view does not fit `g` or a size is zero, [`crate::error::Error::ExceedsLimit`] when
+/// [`crate::error::Error::Shape`] when a view does not fit `g`, types differ or a size is zero, [`crate::error::Error::ExceedsLimit`] when
 /// not even 64 rows can be bound.
-#[expect(clippy::too_many_arguments, reason = "the operands of the operation")]
-pub fn forward(
-    rec: &mut Recorder<'_>,
-    g: &Geom,
-    momentum: f32,
-    x: View,
-    gamma: View,
-    beta: View,
-    running_mean: View,
-    running_var: View,
-    saved_mean: View,
-    saved_inv_std: View,
-    y: View,
-) -> Result<()> {
-    let running = [("running_mean", running_mean), ("running_var", running_var)];
-    let saved = [("saved_mean", saved_mean), ("saved_inv_std", saved_inv_std)];
-    g.expect(&[("x", x), ("y", y)], &[&[("gamma", gamma), ("beta", beta)], &running[..], &saved[..]].concat())?;
-    let plan = Plan::new(rec, g, momentum, false)?;
+pub fn statistics(rec: &mut Recorder<'_>, g: &Geom, momentum: f32, x: View, v: Vectors, norm: View) -> Result<()> {
+    let dtype = g.expect(&[("x", x)], &[])?;
+    let plan = Plan::new(rec, g, dtype, momentum, Use::default())?;
     let (partials, count) = plan.reduce(rec, "statistics", 3, &[x], &[]);
-    let views = [partials, running_mean, running_var, saved_mean, saved_inv_std];
+    finish(rec, g, momentum, partials, count, v, norm)
+}
+
+/// The second half of [`statistics`]: from `count` partials `[count, 3, C]`, each the number of values, their mean and
+/// the sum of squared differences from it.
+///
+/// # Errors
+/// As [`statistics`].
+pub fn finish(rec: &mut Recorder<'_>, g: &Geom, momentum: f32, partials: View, count: usize, v: Vectors, norm: View) -> Result<()> {
+    expect("batch_norm", &[("partials", partials, count * 3 * g.channels)])?;
+    expect_norm(g, v, norm)?;
+    let plan = Plan::new(rec, g, Dtype::F32, momentum, Use::default())?;
+    let views = [partials, v.gamma, v.beta, v.running_mean, v.running_var, norm];
     rec.push(plan.dispatch("finish_statistics", &views, 0, 0, 0, count).groups(plan.vectors()).flops(8 * partials.elements() as u64));
-    plan.map(rec, "normalize", &[x], &[saved_mean, saved_inv_std, gamma, beta], y);
     Ok(())
 }
 
-/// Inference: normalises with the running statistics.
+/// Inference: `norm` as [`statistics`] gives it, from the running statistics.
 ///
 /// # Errors
-/// As [`forward`].
-#[expect(clippy::too_many_arguments, reason = "the operands of the operation")]
-pub fn forward_running(
-    rec: &mut Recorder<'_>,
-    g: &Geom,
-    x: View,
-    gamma: View,
-    beta: View,
-    running_mean: View,
-    running_var: View,
-    y: View,
-) -> Result<()> {
-    let vectors = [("gamma", gamma), ("beta", beta), ("running_mean", running_mean), ("running_var", running_var)];
-    g.expect(&[("x", x), ("y", y)], &vectors)?;
-    Plan::new(rec, g, 0.0, true)?.map(rec, "normalize", &[x], &[running_mean, running_var, gamma, beta], y);
+/// As [`statistics`].
+pub fn fixed(rec: &mut Recorder<'_>, g: &Geom, v: Vectors, norm: View) -> Result<()> {
+    expect_norm(g, v, norm)?;
+    let plan = Plan::new(rec, g, Dtype::F32, 0.0, Use::default())?;
+    let views = [v.gamma, v.beta, v.running_mean, v.running_var, norm];
+    rec.push(plan.dispatch("finish_fixed", &views, 0, 0, 0, 0).items(plan.vectors(), 64).flops(4 * g.channels as u64));
     Ok(())
 }
 
-/// Gradients of [`forward`] with respect to x, gamma and beta (the running statistics have none).
+fn expect_norm(g: &Geom, v: Vectors, norm: View) -> Result<()> {
+    let running = [("running_mean", v.running_mean), ("running_var", v.running_var)];
+    g.expect(&[], &[&[("gamma", v.gamma), ("beta", v.beta)], &running[..]].concat())?;
+    expect("batch_norm", &[("norm", norm, NORM * g.channels)])
+}
+
+/// `y = (x - mean) · factor + shift`; with `relu` the larger of that and 0.
 ///
 /// # Errors
-/// As [`forward`].
-#[expect(clippy::too_many_arguments, reason = "the operands of the operation")]
+/// As [`statistics`].
+pub fn apply(rec: &mut Recorder<'_>, g: &Geom, relu: bool, x: View, norm: View, y: View) -> Result<()> {
+    let dtype = g.expect(&[("x", x), ("y", y)], &[])?;
+    expect("batch_norm", &[("norm", norm, NORM * g.channels)])?;
+    Plan::new(rec, g, dtype, 0.0, Use { fixed: false, relu })?.map(rec, "apply", &[x], &[norm], y);
+    Ok(())
+}
+
+/// Gradients of statistics and [`apply`] together with respect to x, γ and β, from the gradient of what `apply` gives.
+/// Whether a value passed the ReLU is worked out again from x.
+///
+/// # Errors
+/// As [`statistics`].
 pub fn backward(
     rec: &mut Recorder<'_>,
     g: &Geom,
+    how: Use,
     x: View,
-    gamma: View,
-    saved_mean: View,
-    saved_inv_std: View,
+    norm: View,
     d_y: View,
     d_x: View,
     d_gamma: View,
     d_beta: View,
 ) -> Result<()> {
-    record_backward(rec, g, false, x, gamma, [saved_mean, saved_inv_std], d_y, d_x, d_gamma, d_beta)
-}
-
-/// Gradients of [`forward_running`] with respect to x, gamma and beta.
-///
-/// # Errors
-/// As [`forward`].
-#[expect(clippy::too_many_arguments, reason = "the operands of the operation")]
-pub fn backward_running(
-    rec: &mut Recorder<'_>,
-    g: &Geom,
-    x: View,
-    gamma: View,
-    running_mean: View,
-    running_var: View,
-    d_y: View,
-    d_x: View,
-    d_gamma: View,
-    d_beta: View,
-) -> Result<()> {
-    record_backward(rec, g, true, x, gamma, [running_mean, running_var], d_y, d_x, d_gamma, d_beta)
-}
-
-#[expect(clippy::too_many_arguments, reason = "the operands of the operation")]
-fn record_backward(
-    rec: &mut Recorder<'_>,
-    g: &Geom,
-    running: bool,
-    x: View,
-    gamma: View,
-    [mean, spread]: [View; 2],
-    d_y: View,
-    d_x: View,
-    d_gamma: View,
-    d_beta: View,
-) -> Result<()> {
-    let vectors = [("gamma", gamma), ("mean", mean), ("variance", spread), ("d_gamma", d_gamma), ("d_beta", d_beta)];
-    g.expect(&[("x", x), ("d_y", d_y), ("d_x", d_x)], &vectors)?;
-    let plan = Plan::new(rec, g, 0.0, running)?;
-    let (partials, count) = plan.reduce(rec, "backward_sums", 2, &[x, d_y], &[mean, spread]);
-    let coefficients = rec.scratch(4 * g.channels);
-    let views = [partials, mean, spread, gamma, d_gamma, d_beta, coefficients];
+    let dtype = g.expect(&[("x", x), ("d_y", d_y), ("d_x", d_x)], &[("d_gamma", d_gamma), ("d_beta", d_beta)])?;
+    expect("batch_norm", &[("norm", norm, NORM * g.channels)])?;
+    let plan = Plan::new(rec, g, dtype, 0.0, how)?;
+    let (partials, count) = plan.reduce(rec, "backward_sums", 2, &[x, d_y], &[norm]);
+    let coefficients = rec.scratch(2 * g.channels);
+    let views = [partials, norm, d_gamma, d_beta, coefficients];
     rec.push(plan.dispatch("finish_backward", &views, 0, 0, 0, count).groups(plan.vectors()).flops(2 * partials.elements() as u64));
-    plan.map(rec, "backward_input", &[x, d_y], &[coefficients], d_x);
+    plan.map(rec, "backward_input", &[x, d_y], &[norm, coefficients], d_x);
     Ok(())
 }
 
@@ -286,7 +287,7 @@ fn wide(v: &[f32]) -> Vec<f64> {
     v.iter().map(|&v| f64::from(v)).collect()
 }
 
-/// Inputs of a case: values of standard deviation about 1 around `offset`.
+/// Inputs of a case: values of standard deviation about 1 around `offset`, activations as they are stored.
 struct Inputs {
     x: Vec<f32>,
     gamma: Vec<f32>,
@@ -297,31 +298,19 @@ struct Inputs {
 }
 
 impl Inputs {
-    fn new(g: &Geom, offset: f32) -> Self {
+    fn new(g: &Geom, offset: f32, dtype: Dtype) -> Self {
         let (n, c) = (g.rows() * g.channels, g.channels);
+        let x: Vec<f32> = numbers(1, n, 2.0).iter().enumerate().map(|(i, v)| v + offset * (1.0 + (i % c) as f32 / c as f32)).collect();
+        let d_y: Vec<f32> = numbers(6, n, 1.0).iter().map(|v| v + 0.25).collect();
         Self {
-            x: numbers(1, n, 2.0).iter().enumerate().map(|(i, v)| v + offset * (1.0 + (i % c) as f32 / c as f32)).collect(),
+            x: as_stored(&x, dtype),
             gamma: numbers(2, c, 1.0).iter().map(|v| v + 1.5).collect(),
             beta: numbers(3, c, 1.0),
             mean: numbers(4, c, 1.0).iter().map(|v| v + offset).collect(),
             var: numbers(5, c, 0.9).iter().map(|v| v + 1.0).collect(),
-            d_y: numbers(6, n, 1.0).iter().map(|v| v + 0.25).collect(),
+            d_y: as_stored(&d_y, dtype),
         }
     }
-}
-
-/// The first comparison that failed, or else the one closest to failing.
-fn worst(outcomes: impl IntoIterator<Item = (&'static str, Outcome)>) -> Result<Outcome> {
-    let mut out = Outcome { error: 0.0, tolerance: f64::MIN_POSITIVE, failure: None };
-    for (name, o) in outcomes {
-        if let Some(f) = o.failure {
-            return Ok(Outcome { failure: Some(format!("{name}: {f}")), ..o });
-        }
-        if o.error / o.tolerance >= out.error / out.tolerance {
-            out = o;
-        }
-    }
-    Ok(out)
 }
 
 /// Several vectors of `channels` elements in one buffer, at aligned offsets, as parameters and gradients lie.
@@ -340,73 +329,83 @@ fn unpack(t: &Trial<'_>, whole: View, channels: usize) -> Result<Vec<Vec<f32>>> 
     Ok(all.chunks(channels.next_multiple_of(64)).map(|v| v[..channels].to_vec()).collect())
 }
 
-fn check_forward(ctx: &Context, g: &Geom, offset: f32, adapter: Pretend) -> Result<Outcome> {
-    let (i, momentum) = (Inputs::new(g, offset), 0.3f32);
+fn check_forward(ctx: &Context, g: &Geom, how: Use, offset: f32, adapter: Pretend, dtype: Dtype) -> Result<Outcome> {
+    let (i, momentum) = (Inputs::new(g, offset, dtype), 0.3f32);
     let mut t = Trial::new(ctx);
-    let x = t.input(&i.x)?;
+    let x = t.tensor(&i.x, dtype)?;
     let (_, parameters) = pack(&mut t, &[&i.gamma, &i.beta], g.channels)?;
     let (buffers, running) = pack(&mut t, &[&i.mean, &i.var], g.channels)?;
-    let (saved_mean, saved_inv_std, y) = (t.output(g.channels)?, t.output(g.channels)?, t.output(i.x.len())?);
+    let (norm, y) = (t.output(NORM * g.channels)?, t.empty(i.x.len(), dtype)?);
+    let v = Vectors { gamma: parameters[0], beta: parameters[1], running_mean: running[0], running_var: running[1] };
     t.run(|rec| {
         adapter.record(rec, |rec| {
-            forward(rec, g, momentum, x, parameters[0], parameters[1], running[0], running[1], saved_mean, saved_inv_std, y)
+            if how.fixed {
+                fixed(rec, g, v, norm)?
+            } else {
+                statistics(rec, g, momentum, x, v, norm)?
+            };
+            apply(rec, g, how.relu, x, norm, y)
         })
     })?;
-    let (mean, var) = reference_statistics(&wide(&i.x), g.channels);
+    let (mean, var) = if how.fixed { (wide(&i.mean), wide(&i.var)) } else { reference_statistics(&wide(&i.x), g.channels) };
     let n = g.rows() as f64;
     let eps = f64::from(g.eps);
-    let want_y = reference_normalize(&wide(&i.x), &mean, &var, eps, &wide(&i.gamma), &wide(&i.beta));
+    let mut want_y = reference_normalize(&wide(&i.x), &mean, &var, eps, &wide(&i.gamma), &wide(&i.beta));
+    if how.relu {
+        want_y.iter_mut().for_each(|v| *v = v.max(0.0));
+    }
     let moved = |old: &[f32], new: &[f64], factor: f64| -> Vec<f64> {
-        let m = f64::from(momentum);
+        let m = if how.fixed { 0.0 } else { f64::from(momentum) };
         old.iter().zip(new).map(|(&o, v)| (1.0 - m) * f64::from(o) + m * v * factor).collect()
     };
-    let got = unpack(&t, buffers, g.channels)?;
+    let (got, norm) = (unpack(&t, buffers, g.channels)?, t.read::<f32>(norm)?);
+    let part = |k: usize| &norm[k * g.channels..(k + 1) * g.channels];
     // Sums of a few dozen f32 terms, merged in a tree; x - mean inherits the rounding of the mean.
     // Means are judged against means, which are smaller than the values summed.
     let tolerance = 2e-6 + 3e-7 * f64::from(offset);
     let inv_std: Vec<f64> = var.iter().map(|v| 1.0 / (v + eps).sqrt()).collect();
+    let factor: Vec<f64> = inv_std.iter().zip(&i.gamma).map(|(v, &g)| v * f64::from(g)).collect();
     worst([
-        ("y", compare(&t.read(y)?, &want_y, tolerance)?),
-        ("saved_mean", compare(&t.read(saved_mean)?, &mean, 4e-6)?),
-        ("saved_inv_std", compare(&t.read(saved_inv_std)?, &inv_std, 2e-6)?),
+        ("y", compare(&t.values(y)?, &want_y, allowed(tolerance, dtype))?),
+        ("mean", compare(part(0), &mean, 4e-6)?),
+        ("factor", compare(part(1), &factor, 2e-6)?),
+        ("shift", compare(part(2), &wide(&i.beta), 1e-9)?),
+        ("1/std", compare(part(3), &inv_std, 2e-6)?),
         ("running_mean", compare(&got[0], &moved(&i.mean, &mean, 1.0), 1e-6)?),
         ("running_var", compare(&got[1], &moved(&i.var, &var, n / (n - 1.0).max(1.0)), 2e-6)?),
     ])
 }
 
-fn check_forward_running(ctx: &Context, g: &Geom, adapter: Pretend) -> Result<Outcome> {
-    let i = Inputs::new(g, 0.0);
-    let mut t = Trial::new(ctx);
-    let (x, y) = (t.input(&i.x)?, t.output(i.x.len())?);
-    let (_, v) = pack(&mut t, &[&i.gamma, &i.beta, &i.mean, &i.var], g.channels)?;
-    t.run(|rec| adapter.record(rec, |rec| forward_running(rec, g, x, v[0], v[1], v[2], v[3], y)))?;
-    let want = reference_normalize(&wide(&i.x), &wide(&i.mean), &wide(&i.var), f64::from(g.eps), &wide(&i.gamma), &wide(&i.beta));
-    compare(&t.read(y)?, &want, 1e-6)
-}
-
-fn check_backward(ctx: &Context, g: &Geom, fixed: bool, adapter: Pretend) -> Result<Outcome> {
-    let i = Inputs::new(g, 0.5);
+fn check_backward(ctx: &Context, g: &Geom, how: Use, adapter: Pretend, dtype: Dtype) -> Result<Outcome> {
+    let i = Inputs::new(g, 0.5, dtype);
     let eps = f64::from(g.eps);
-    let (mean, var) = if fixed { (wide(&i.mean), wide(&i.var)) } else { reference_statistics(&wide(&i.x), g.channels) };
+    let (mean, var) = if how.fixed { (wide(&i.mean), wide(&i.var)) } else { reference_statistics(&wide(&i.x), g.channels) };
     let mut t = Trial::new(ctx);
-    let (x, d_y, d_x) = (t.input(&i.x)?, t.input(&i.d_y)?, t.output(i.x.len())?);
-    let gamma = t.input(&i.gamma)?;
-    let mean32: Vec<f32> = mean.iter().map(|&v| v as f32).collect();
-    let spread: Vec<f32> = var.iter().map(|&v| if fixed { v as f32 } else { (1.0 / (v + eps).sqrt()) as f32 }).collect();
-    let (mean_view, spread_view) = (t.input(&mean32)?, t.input(&spread)?);
+    let inv_std: Vec<f64> = var.iter().map(|v| 1.0 / (v + eps).sqrt()).collect();
+    let factor = inv_std.iter().zip(&i.gamma).map(|(v, &g)| v * f64::from(g));
+    let norm: Vec<f64> = mean.iter().copied().chain(factor).chain(wide(&i.beta)).chain(inv_std.iter().copied()).collect();
+    let (mut given, mut passed) = (i.d_y.clone(), wide(&i.d_y));
+    if how.relu {
+        let y = reference_normalize(&wide(&i.x), &mean, &var, eps, &wide(&i.gamma), &wide(&i.beta));
+        for (k, y) in y.iter().enumerate() {
+            // So close to the kink rounding decides; no gradient comes in there.
+            if y.abs() < 1e-5 {
+                given[k] = 0.0;
+            }
+            passed[k] = if *y > 0.0 { f64::from(given[k]) } else { 0.0 };
+        }
+    }
+    let (x, d_y, d_x) = (t.tensor(&i.x, dtype)?, t.tensor(&given, dtype)?, t.empty(i.x.len(), dtype)?);
+    let norm_view = t.input(&norm.iter().map(|&v| v as f32).collect::<Vec<_>>())?;
     let empty = vec![f32::NAN; g.channels];
     let (gradients, d) = pack(&mut t, &[&empty, &empty], g.channels)?;
-    t.run(|rec| {
-        adapter.record(rec, |rec| {
-            let f = if fixed { backward_running } else { backward };
-            f(rec, g, x, gamma, mean_view, spread_view, d_y, d_x, d[0], d[1])
-        })
-    })?;
-    let (want_x, want_gamma, want_beta) = reference_backward(&wide(&i.x), &mean, &var, eps, &wide(&i.gamma), &wide(&i.d_y), fixed);
+    t.run(|rec| adapter.record(rec, |rec| backward(rec, g, how, x, norm_view, d_y, d_x, d[0], d[1])))?;
+    let (want_x, want_gamma, want_beta) = reference_backward(&wide(&i.x), &mean, &var, eps, &wide(&i.gamma), &passed, how.fixed);
     let got = unpack(&t, gradients, g.channels)?;
     // Sums cancel to about √rows of their terms; d_x is a difference of three terms.
     let d_gamma = compare(&got[0], &want_gamma, 5e-6)?;
-    worst([("d_x", compare(&t.read(d_x)?, &want_x, 5e-6)?), ("d_gamma", d_gamma), ("d_beta", compare(&got[1], &want_beta, 5e-6)?)])
+    let d_x = compare(&t.values(d_x)?, &want_x, allowed(5e-6, dtype))?;
+    worst([("d_x", d_x), ("d_gamma", d_gamma), ("d_beta", compare(&got[1], &want_beta, 5e-6)?)])
 }
 
 /// Training and inference, forward and backward: awkward channels and rows, large means, several
@@ -433,16 +432,23 @@ pub fn cases() -> Vec<Case> {
     let mut out = Vec::new();
     for (batch, spatial, channels, limit) in shapes {
         let g = Geom { batch, spatial, channels, eps: 1e-5 };
-        for kind in KINDS {
+        for (kind, dtype) in KINDS.into_iter().flat_map(|kind| DTYPES.map(|dtype| (kind, dtype))) {
             let adapter = Pretend { limit, kind };
             let what = format!("{batch}x{spatial}x{channels} {kind:?}{}", bound_at_once(limit));
-            for offset in [0.0, 100.0] {
-                let what = format!("{what}, mean {offset}");
-                out.push(Case::new("batch_norm", "forward", what, move |ctx| check_forward(ctx, &g, offset, adapter)));
+            for (how, offset) in
+                [([false, false], 0.0), ([false, false], 100.0), ([false, true], 0.0), ([true, false], 0.0), ([true, true], 0.0)]
+            {
+                let how = Use { fixed: how[0], relu: how[1] };
+                let what = format!("{what}{}, mean {offset}", how.text());
+                let check = move |ctx: &Context| check_forward(ctx, &g, how, offset, adapter, dtype);
+                out.push(Case::new("batch_norm", "forward", what, check).stored(dtype));
             }
-            out.push(Case::new("batch_norm", "forward_running", what.clone(), move |ctx| check_forward_running(ctx, &g, adapter)));
-            out.push(Case::new("batch_norm", "backward", what.clone(), move |ctx| check_backward(ctx, &g, false, adapter)));
-            out.push(Case::new("batch_norm", "backward_running", what, move |ctx| check_backward(ctx, &g, true, adapter)));
+            for how in [[false, false], [false, true], [true, false], [true, true]] {
+                let how = Use { fixed: how[0], relu: how[1] };
+                let what = format!("{what}{}", how.text());
+                let check = move |ctx: &Context| check_backward(ctx, &g, how, adapter, dtype);
+                out.push(Case::new("batch_norm", "backward", what, check).stored(dtype));
+            }
         }
     }
     out

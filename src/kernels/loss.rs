@@ -6,6 +6,7 @@
 
 mod cross_entropy;
 mod dice;
+pub mod head;
 
 pub use cross_entropy::{correct, cross_entropy, cross_entropy_backward, reference_cross_entropy, reference_cross_entropy_backward};
 pub use dice::{reference_soft_dice, reference_soft_dice_backward, soft_dice, soft_dice_backward};
@@ -204,6 +205,7 @@ pub fn cases() -> Vec<Case> {
     }
     out.extend(cross_entropy::cases());
     out.extend(dice::cases());
+    out.extend(head::cases());
     out
 }
 

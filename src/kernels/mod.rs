@@ -39,6 +39,10 @@ fn file(name: &str) -> &'static str {
     files! {
         "activation" => "activation.wgsl",
         "batch_norm" => "batch_norm.wgsl",
+        "bench_coop" => "bench_coop.wgsl",
+        "bench_fma" => "bench_fma.wgsl",
+        "bench_memory" => "bench_memory.wgsl",
+        "bench_workgroup" => "bench_workgroup.wgsl",
         "clip" => "clip.wgsl",
         "conv3d" => "conv3d.wgsl",
         "conv3d_coop" => "conv3d_coop.wgsl",
@@ -56,6 +60,7 @@ fn file(name: &str) -> &'static str {
         "elementwise" => "elementwise.wgsl",
         "grid" => "common/grid.wgsl",
         "group_sum" => "common/group_sum.wgsl",
+        "head" => "head.wgsl",
         "knn_distance" => "knn_distance.wgsl",
         "knn_select" => "knn_select.wgsl",
         "loss" => "loss.wgsl",
@@ -183,13 +188,13 @@ pub fn sample_parts(
             what: format!("{unit} samples of {op}, the fewest that can be bound together,"),
             need: format!("{:.1} MiB", unit as f64 * largest as f64 / 1_048_576.0),
             have: format!("{:.1} MiB per binding", caps.max_binding as f64 / 1_048_576.0),
-            remedy: "use a smaller train.batch_size or cube.size".into(),
+            remedy: "use a smaller train.micro_batch or cube.size".into(),
         });
     }
     Ok((0..batch).step_by(step).map(|n0| (n0, step.min(batch - n0))).collect())
 }
 
-/// Element ranges `(first, elements)` of a flat tensor that each fit a binding, begin at an
+/// Element ranges `(first, elements)` of a flat tensor of 4-byte elements that each fit a binding, begin at an
 /// aligned offset and, but for a tail shorter than 64 elements, hold a multiple of four.
 pub fn flat_parts(caps: &crate::gpu::Caps, elements: usize) -> Vec<(usize, usize)> {
     let align = usize::try_from(caps.storage_align.max(256)).unwrap_or(256) / 4;
@@ -244,7 +249,10 @@ mod tests {
             let mut next = 0;
             for &(first, n) in &parts {
                 assert_eq!(first, next);
-                assert!(n > 0 && bytes.iter().all(|b| first as u64 * b % 256 == 0 && n as u64 * b <= 40_000), "{bytes:?}: {parts:?}");
+                assert!(
+                    n > 0 && bytes.iter().all(|b| (first as u64 * b).is_multiple_of(256) && n as u64 * b <= 40_000),
+                    "{bytes:?}: {parts:?}"
+                );
                 next += n;
             }
             assert_eq!(next, 1000);

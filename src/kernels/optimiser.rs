@@ -11,7 +11,9 @@ use crate::error::{Error, Result};
 use crate::gpu::{Dispatch, Recorder, View};
 
 /// Length of the buffer of step scalars.
-pub const SCALARS: usize = 8;
+pub const SCALARS: usize = 9;
+/// Place of 1 / loss scale among them.
+pub const UNSCALE: usize = 8;
 
 /// What stays the same over a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -36,11 +38,11 @@ impl Default for Hyper {
 }
 
 /// The scalars of step `t`, counted from 1: learning rate, β1, β2, ε, weight decay, 1 - β1^t,
-/// 1 - β2^t, momentum. The corrections belong to the rounded β that the device sees.
+/// 1 - β2^t, momentum, 1 / loss scale (1 here). The corrections belong to the rounded β that the device sees.
 pub fn scalars(learning_rate: f32, hyper: &Hyper, t: u64) -> [f32; SCALARS] {
     let bias = |beta: f32| -(t.max(1) as f64 * f64::from(beta).ln()).exp_m1() as f32;
     let h = hyper;
-    [learning_rate, h.beta1, h.beta2, h.epsilon, h.weight_decay, bias(h.beta1), bias(h.beta2), h.momentum]
+    [learning_rate, h.beta1, h.beta2, h.epsilon, h.weight_decay, bias(h.beta1), bias(h.beta2), h.momentum, 1.0]
 }
 
 fn same_length(op: &'static str, views: &[(&str, View)], scalars: View, scale: View) -> Result<usize> {
@@ -71,7 +73,7 @@ fn update(entry: &'static str, len: usize, decoupled: bool) -> Dispatch {
 /// `v = β2 v + (1-β2) g²`, `p -= lr · (m / (1-β1^t)) / (√(v / (1-β2^t)) + ε)`.
 /// With `decoupled`, `p *= 1 - lr · weight_decay` comes first (AdamW); without, weights do not decay.
 ///
-/// `p`, `g`, `m` and `v` have the same length, `scalars` holds [`scalars`], `scale` one number.
+/// `p`, `g`, `m` and `v` have the same length, `scalars` holds [`scalars`], `scale` one number; nothing changes when it is 0.
 ///
 /// # Errors
 /// [`Error::Shape`] when the lengths do not fit.
@@ -88,7 +90,8 @@ pub fn adam(rec: &mut Recorder<'_>, p: View, g: View, m: View, v: View, scalars:
 /// One step of SGD: with `g` the gradient times `scale` plus `weight_decay · p`,
 /// `b = momentum · b + g`, `p -= lr · b`; `b` is zero before the first step.
 ///
-/// `p`, `g` and `momentum_buffer` have the same length, `scalars` holds [`scalars`], `scale` one number.
+/// `p`, `g` and `momentum_buffer` have the same length, `scalars` holds [`scalars`], `scale` one number; nothing changes
+/// when it is 0.
 ///
 /// # Errors
 /// [`Error::Shape`] when the lengths do not fit.
@@ -130,17 +133,26 @@ pub fn norm(rec: &mut Recorder<'_>, g: View, out: View) -> Result<()> {
     Ok(())
 }
 
-/// `scale[0] = min(1, max_norm / (norm[0] + 1e-6))`; 1 when `max_norm` is 0, which means no clipping.
-/// `norm` and `scale` lie in different buffers.
+/// `scale[0] = u · min(1, max_norm / (u · norm[0] + 1e-6))`, where u, among the [`scalars`] of the step, is the inverse of the
+/// loss scale; u alone when `max_norm` is 0, which means no clipping. It is 0 when `norm` or `loss` is not finite: then
+/// [`adam`] and [`sgd`] leave everything as it is. `scale` lies in a buffer of its own.
 ///
 /// # Errors
-/// [`Error::Shape`] when a view is not one element or `max_norm` is negative or not finite.
-pub fn clip(rec: &mut Recorder<'_>, norm: View, max_norm: f32, scale: View) -> Result<()> {
-    if norm.elements() != 1 || scale.elements() != 1 || !(max_norm >= 0.0 && max_norm.is_finite()) {
-        let (a, b) = (norm.elements(), scale.elements());
-        return Err(Error::shape("clip", format!("{a} norms, {b} factors and the bound {max_norm}, expected 1, 1 and a finite bound")));
+/// [`Error::Shape`] when a view has not its length or `max_norm` is negative or not finite.
+pub fn clip(rec: &mut Recorder<'_>, norm: View, loss: View, scalars: View, max_norm: f32, scale: View) -> Result<()> {
+    let fits = [norm, loss, scale].iter().all(|v| v.elements() == 1) && scalars.elements() == SCALARS;
+    if !(fits && max_norm >= 0.0 && max_norm.is_finite()) {
+        let [a, b, c, d] = [norm, loss, scale, scalars].map(View::elements);
+        return Err(Error::shape(
+            "clip",
+            format!(
+                "{a} norms, {b} losses, {c} factors, {d} step scalars and the bound {max_norm}, expected 1, 1, 1, {SCALARS} and a finite bound"
+            ),
+        ));
     }
-    rec.push(Dispatch::new("clip", "forward", specialise("clip", &[], &[])).bind(norm).bind(scale).param("max_norm", max_norm));
+    let source = specialise("clip", &[("UNSCALE", Const::U32(UNSCALE))], &[]);
+    let d = Dispatch::new("clip", "forward", source).bind(norm).bind(loss).bind(scalars).bind(scale);
+    rec.push(d.param("max_norm", max_norm));
     Ok(())
 }
 
@@ -232,30 +244,44 @@ fn norm_case(what: &'static str, g: Vec<f32>, binding: u64) -> Case {
     })
 }
 
-fn clip_case(value: f32, max_norm: f32) -> Case {
-    Case::new("clip", "forward", format!("norm {value} bound {max_norm}"), move |ctx| {
+fn clip_case(value: f32, loss: f32, max_norm: f32, loss_scale: f32) -> Case {
+    let what = format!("norm {value} loss {loss} bound {max_norm} loss scale {loss_scale}");
+    Case::new("clip", "forward", what, move |ctx| {
+        let mut step = scalars(0.1, &Hyper::default(), 1);
+        step[UNSCALE] = 1.0 / loss_scale;
         let mut t = Trial::new(ctx);
-        let (norm, scale) = (t.input(&[value])?, t.output(1)?);
-        t.run(|rec| clip(rec, norm, max_norm, scale))?;
-        let want = if max_norm == 0.0 { 1.0 } else { (f64::from(max_norm) / (f64::from(value) + 1e-6)).min(1.0) };
-        compare(&t.read(scale)?, &[want], 1e-6)
+        let (norm, loss_view, s, scale) = (t.input(&[value * loss_scale])?, t.input(&[loss])?, t.input(&step)?, t.output(1)?);
+        t.run(|rec| clip(rec, norm, loss_view, s, max_norm, scale))?;
+        let want = match () {
+            () if !(value.is_finite() && loss.is_finite()) => 0.0,
+            () if max_norm == 0.0 => 1.0,
+            () => (f64::from(max_norm) / (f64::from(value) + 1e-6)).min(1.0),
+        };
+        compare(&t.read(scale)?, &[want / f64::from(loss_scale)], 1e-6)
     })
 }
 
-/// A norm that is not finite, and the factor that follows from it: NaN or 0, as in PyTorch.
-fn spoilt(what: &'static str, value: f32, want: [f32; 2]) -> Case {
-    Case::new("norm", "finish", format!("numbers with {what}"), move |ctx| {
+/// A gradient that is not finite: the norm shows it, and an update changes neither parameters nor moments.
+fn spoilt(what: &'static str, rule: Rule, value: f32) -> Case {
+    Case::new("norm", "finish", format!("numbers with {what}, then {rule:?}"), move |ctx| {
         let mut g = numbers(5, 1000, 1.0);
         g[777] = value;
+        let (p, m, v) = (numbers(6, 1000, 1.0), numbers(7, 1000, 1.0), vec![0.5f32; 1000]);
         let mut t = Trial::new(ctx);
         let (input, out, scale) = (t.input(&g)?, t.output(1)?, t.output(1)?);
+        let (vp, vm, vv, s) = (t.input(&p)?, t.input(&m)?, t.input(&v)?, t.input(&scalars(0.1, &Hyper::default(), 3))?);
         t.run(|rec| {
             norm(rec, input, out)?;
-            clip(rec, out, 1.0, scale)
+            clip(rec, out, out, s, 1.0, scale)?;
+            match rule {
+                Rule::Sgd => sgd(rec, vp, input, vm, s, scale),
+                _ => adam(rec, vp, input, vm, vv, s, scale, rule == Rule::AdamW),
+            }
         })?;
-        let got: [Vec<f32>; 2] = [t.read(out)?, t.read(scale)?];
-        let same = (0..2).all(|i| got[i][0] == want[i] || (got[i][0].is_nan() && want[i].is_nan()));
-        compare(&[f32::from(u8::from(same))], &[1.0], 0.0)
+        let (n, factor): (Vec<f32>, Vec<f32>) = (t.read(out)?, t.read(scale)?);
+        let kept: [Vec<f32>; 3] = [t.read(vp)?, t.read(vm)?, t.read(vv)?];
+        let good = !n[0].is_finite() && n[0].is_nan() == value.is_nan() && factor[0] == 0.0 && kept == [p.clone(), m.clone(), v.clone()];
+        compare(&[f32::from(u8::from(good))], &[1.0], 0.0)
     })
 }
 
@@ -277,10 +303,17 @@ pub fn cases() -> Vec<Case> {
     out.push(norm_case("mixed tiny", spread(|i| [1.0, 1e-25, 1e-12, 1e-16][i % 4]), 1 << 20));
     out.push(norm_case("mixed huge", spread(|i| [1.0, 1e25, 1e12, 1e14][i % 4]), 1 << 20));
     out.push(norm_case("mixed", spread(|i| [1e-25, 1.0, 1e25][i % 3]), 1 << 20));
-    out.push(spoilt("NaN", f32::NAN, [f32::NAN, f32::NAN]));
-    out.push(spoilt("an infinity", f32::INFINITY, [f32::INFINITY, 0.0]));
+    for rule in [Rule::Adam, Rule::AdamW, Rule::Sgd] {
+        out.push(spoilt("NaN", rule, f32::NAN));
+        out.push(spoilt("an infinity", rule, f32::INFINITY));
+    }
     for (value, max_norm) in [(0.5, 1.0), (1.0, 1.0), (4.0, 1.0), (4.0, 0.0), (0.0, 2.5), (1e20, 2.5)] {
-        out.push(clip_case(value, max_norm));
+        out.extend([1.0, 65_536.0].map(|loss_scale| clip_case(value, 0.7, max_norm, loss_scale)));
+    }
+    for (value, loss) in
+        [(f32::NAN, 0.5), (1.0, f32::NAN), (1.0, f32::INFINITY), (f32::INFINITY, 0.5), (1.0, f32::NEG_INFINITY), (2.0, -f32::MAX)]
+    {
+        out.extend([0.0, 1.0].map(|max_norm| clip_case(value, loss, max_norm, 1.0)));
     }
     out
 }
@@ -306,11 +339,12 @@ mod tests {
         let caps = Caps::minimal();
         let mut rec = Recorder::new(&caps);
         let view = |n| View::whole(BufferId(0), n);
-        assert!(adam(&mut rec, view(8), view(8), view(7), view(8), view(8), view(1), false).is_err());
-        assert!(adam(&mut rec, view(8), view(8), view(8), view(8), view(7), view(1), false).is_err());
-        assert!(sgd(&mut rec, view(0), view(0), view(0), view(8), view(1)).is_err());
+        assert!(adam(&mut rec, view(8), view(8), view(7), view(8), view(SCALARS), view(1), false).is_err());
+        assert!(adam(&mut rec, view(8), view(8), view(8), view(8), view(8), view(1), false).is_err());
+        assert!(sgd(&mut rec, view(0), view(0), view(0), view(SCALARS), view(1)).is_err());
         assert!(norm(&mut rec, view(3), view(2)).is_err());
-        assert!(clip(&mut rec, view(1), f32::NAN, view(1)).is_err());
+        assert!(clip(&mut rec, view(1), view(1), view(SCALARS), f32::NAN, view(1)).is_err());
+        assert!(clip(&mut rec, view(1), view(2), view(SCALARS), 1.0, view(1)).is_err());
         assert!(rec.dispatches.is_empty());
     }
 }

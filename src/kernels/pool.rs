@@ -1,11 +1,12 @@
-//! Maximum, average and global average pooling over `[N, D, H, W, C]`.
+//! Maximum, average and global average pooling over `[N, D, H, W, C]`; operands and results of the first two are stored alike.
 
-use super::check::{Case, Outcome, Trial, compare, numbers};
+use super::batch_norm::NORM;
+use super::check::{Case, DTYPES, Outcome, Trial, allowed, as_stored, compare, numbers};
 use super::reduce::{segment_spread, segment_sum};
-use super::rows::{Pretend, bound_at_once, elem, expect, index, vector_width};
-use super::{batch_parts, specialise};
+use super::rows::{Pretend, alike, bound_at_once, elem, expect, index, loaded, reference_loaded, stored, vector_width};
+use super::{sample_parts, specialise};
 use crate::error::{Error, Result};
-use crate::gpu::{Context, Dispatch, Recorder, View};
+use crate::gpu::{Context, Dispatch, Dtype, Recorder, View};
 
 /// Shape of a pooling; axes are in the order depth, height, width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,11 +87,13 @@ impl Geom {
     }
 }
 
-/// Whether a view of an operation is of the input's or the output's shape.
-#[derive(Clone, Copy)]
+/// What shape a view of an operation is of.
+#[derive(Clone, Copy, PartialEq)]
 enum Side {
     In,
     Out,
+    /// The vectors of a batch norm.
+    Norm,
 }
 
 /// Records an entry over the parts of a batch; `items` channel-wide items of a sample get an invocation per channel vector.
@@ -106,17 +109,30 @@ fn record(
     let sample = |side| match side {
         Side::In => g.in_sample(),
         Side::Out => g.out_sample(),
+        Side::Norm => 0,
     };
-    expect(op, &operands.iter().map(|&(name, view, side)| (name, view, g.batch * sample(side))).collect::<Vec<_>>())?;
+    let size = |side| if side == Side::Norm { NORM * g.channels } else { g.batch * sample(side) };
+    expect(op, &operands.iter().map(|&(name, view, side)| (name, view, size(side))).collect::<Vec<_>>())?;
+    let has = |what: &str| operands.iter().any(|o| o.0 == what);
+    let with_other = if has("other") {
+        "fn with_other(i: u32, v: Elem) -> Elem { return Elem(other[i]) + v; }"
+    } else {
+        "fn with_other(i: u32, v: Elem) -> Elem { return v; }"
+    };
+    // Places of maxima are words, and vectors of norms in 32 bits, however the values are stored.
+    let plain = |o: &&(&'static str, View, Side)| o.0 != "index" && o.2 != Side::Norm;
+    let dtype = alike(op, &operands.iter().filter(plain).map(|&(name, view, _)| (name, view)).collect::<Vec<_>>())?;
     let width = vector_width(g.channels);
     let vectors = g.channels / width;
     let window: usize = g.kernel.iter().product();
     let flops = (g.out_sample() * window) as u64;
-    let source = specialise("pool", &[elem(width), index(width)], &[]);
+    let source = specialise("pool", &[elem(width), stored(width, dtype), index(width)], &[loaded(has("norm")), ("with_other", with_other)]);
     let [od, oh, ow] = g.output();
-    for (n0, n) in batch_parts(rec.caps, op, g.batch, &[g.in_sample(), g.out_sample()], flops)? {
+    let samples: Vec<_> =
+        operands.iter().filter(|o| o.2 != Side::Norm).map(|&(_, view, side)| sample(side) as u64 * view.dtype.bytes()).collect();
+    for (n0, n) in sample_parts(rec.caps, op, g.batch, &samples, flops)? {
         let d = operands.iter().fold(Dispatch::new("pool", entry, source.clone()), |d, &(_, view, side)| {
-            d.bind(view.slice(n0 * sample(side), n * sample(side)))
+            d.bind(if side == Side::Norm { view } else { view.slice(n0 * sample(side), n * sample(side)) })
         });
         let count = n * items * vectors;
         rec.push(
@@ -151,24 +167,30 @@ fn backward_items(g: &Geom) -> usize {
 }
 
 /// `y` = maximum of each window, `index` (u32) = its position (d·H + h)·W + w in the sample. The first in
-/// scan order wins among equals; a NaN wins over everything.
+/// scan order wins among equals; a NaN wins over everything. With `norm` `[4, C]` the maxima are those of the
+/// ReLU of a batch norm's result, `max((x - mean) · factor + shift, 0)`.
 ///
 /// # Errors
-/// [`Error::Shape`] when a view does not fit `g`, [`Error::ExceedsLimit`] when too few samples can be bound.
-pub fn max_forward(rec: &mut Recorder<'_>, g: &Geom, x: View, y: View, index: View) -> Result<()> {
+/// [`Error::Shape`] when a view does not fit `g` or is stored unlike the others, [`Error::ExceedsLimit`] when too few samples can be bound.
+pub fn max_forward(rec: &mut Recorder<'_>, g: &Geom, x: View, norm: Option<View>, y: View, index: View) -> Result<()> {
     g.check()?;
     let entry = if g.halves() { "max_forward_2" } else { "max_forward" };
-    let operands = [("x", x, Side::In), ("y", y, Side::Out), ("index", index, Side::Out)];
+    let mut operands = vec![("x", x, Side::In)];
+    operands.extend(norm.map(|v| ("norm", v, Side::Norm)));
+    operands.extend([("y", y, Side::Out), ("index", index, Side::Out)]);
     record(rec, g, "max_pool", entry, &operands, g.output().iter().product())
 }
 
-/// `d_x` from the `index` that [`max_forward`] left.
+/// `d_x` from the `index` that [`max_forward`] left, added to `other` if there is one.
 ///
 /// # Errors
 /// As [`max_forward`].
-pub fn max_backward(rec: &mut Recorder<'_>, g: &Geom, index: View, d_y: View, d_x: View) -> Result<()> {
+pub fn max_backward(rec: &mut Recorder<'_>, g: &Geom, index: View, d_y: View, other: Option<View>, d_x: View) -> Result<()> {
     let entry = if g.halves() { "max_backward_2" } else { "max_backward" };
-    record(rec, g, "max_pool", entry, &[("index", index, Side::Out), ("d_y", d_y, Side::Out), ("d_x", d_x, Side::In)], backward_items(g))
+    let mut operands = vec![("index", index, Side::Out), ("d_y", d_y, Side::Out)];
+    operands.extend(other.map(|v| ("other", v, Side::In)));
+    operands.push(("d_x", d_x, Side::In));
+    record(rec, g, "max_pool", entry, &operands, backward_items(g))
 }
 
 /// `y` = sum of each window / its volume; padding counts as zeros (`count_include_pad` = true).
@@ -277,13 +299,25 @@ fn same(got: &[f32], want: &[f64], got_index: &[u32], want_index: &[u32]) -> Out
     Outcome { error: f64::from(u8::from(failure.is_some())), tolerance: 0.0, failure }
 }
 
-fn check_max_forward(ctx: &Context, g: &Geom, x: &[f32], limit: u64) -> Result<Outcome> {
+fn check_max_forward(ctx: &Context, g: &Geom, x: &[f32], norm: Option<&[f32]>, limit: u64, dtype: Dtype) -> Result<Outcome> {
+    let x = &as_stored(x, dtype);
     let mut t = Trial::new(ctx);
     let n = g.batch * g.out_sample();
-    let (vx, y, index) = (t.input(x)?, t.output(n)?, t.output(n)?);
-    t.run(|rec| Pretend::limit(ctx, limit).record(rec, |rec| max_forward(rec, g, vx, y, index)))?;
-    let (want, want_index) = reference_max(g, &wide(x));
-    Ok(same(&t.read(y)?, &want, &t.read(index)?, &want_index))
+    let (vx, y, index) = (t.tensor(x, dtype)?, t.empty(n, dtype)?, t.output(n)?);
+    let vectors = norm.map(|v| t.input(v)).transpose()?;
+    t.run(|rec| Pretend::limit(ctx, limit).record(rec, |rec| max_forward(rec, g, vx, vectors, y, index)))?;
+    let x = match norm {
+        Some(v) => reference_loaded(&wide(x), &wide(v), g.channels),
+        None => wide(x),
+    };
+    let (want, want_index) = reference_max(g, &x);
+    // Multiples of 1/16 below 64 have at most ten binary digits: nothing is rounded.
+    Ok(same(&t.values(y)?, &want, &t.read(index)?, &want_index))
+}
+
+/// Vectors of a batch norm that compute small multiples of 1/4 exactly.
+fn exact_norm(channels: usize) -> Vec<f32> {
+    numbers(8, NORM * channels, 8.0).iter().map(|v| v.round() / 4.0).collect()
 }
 
 /// Values with many ties, some NaN and some infinite.
@@ -298,38 +332,41 @@ fn odd_values(n: usize) -> Vec<f32> {
         .collect()
 }
 
-fn check_max_backward(ctx: &Context, g: &Geom, limit: u64) -> Result<Outcome> {
+fn check_max_backward(ctx: &Context, g: &Geom, add: bool, limit: u64, dtype: Dtype) -> Result<Outcome> {
     let x: Vec<f64> = numbers(1, g.batch * g.in_sample(), 3.0).iter().map(|v| f64::from(v.round())).collect();
     let (_, index) = reference_max(g, &x);
-    let d_y = numbers(2, index.len(), 1.0);
+    let d_y = as_stored(&numbers(2, index.len(), 1.0), dtype);
     let mut t = Trial::new(ctx);
-    let (vi, vd, d_x) = (t.input(&index)?, t.input(&d_y)?, t.output(x.len())?);
-    t.run(|rec| Pretend::limit(ctx, limit).record(rec, |rec| max_backward(rec, g, vi, vd, d_x)))?;
+    let (vi, vd, d_x) = (t.input(&index)?, t.tensor(&d_y, dtype)?, t.empty(x.len(), dtype)?);
+    let before = as_stored(&numbers(3, x.len(), if add { 1.0 } else { 0.0 }), dtype);
+    let other = if add { Some(t.tensor(&before, dtype)?) } else { None };
+    t.run(|rec| Pretend::limit(ctx, limit).record(rec, |rec| max_backward(rec, g, vi, vd, other, d_x)))?;
+    let want: Vec<f64> = reference_max_backward(g, &index, &wide(&d_y)).iter().zip(&before).map(|(d, &b)| d + f64::from(b)).collect();
     // Sums of at most a window's number of terms.
-    compare(&t.read(d_x)?, &reference_max_backward(g, &index, &wide(&d_y)), 1e-6)
+    compare(&t.values(d_x)?, &want, allowed(1e-6, dtype))
 }
 
-fn check_avg_forward(ctx: &Context, g: &Geom, limit: u64) -> Result<Outcome> {
-    let x = numbers(1, g.batch * g.in_sample(), 1.0);
+fn check_avg_forward(ctx: &Context, g: &Geom, limit: u64, dtype: Dtype) -> Result<Outcome> {
+    let x = as_stored(&numbers(1, g.batch * g.in_sample(), 1.0), dtype);
     let mut t = Trial::new(ctx);
-    let (vx, y) = (t.input(&x)?, t.output(g.batch * g.out_sample())?);
+    let (vx, y) = (t.tensor(&x, dtype)?, t.empty(g.batch * g.out_sample(), dtype)?);
     t.run(|rec| Pretend::limit(ctx, limit).record(rec, |rec| avg_forward(rec, g, vx, y)))?;
-    compare(&t.read(y)?, &reference_avg(g, &wide(&x)), 2e-6)
+    compare(&t.values(y)?, &reference_avg(g, &wide(&x)), allowed(2e-6, dtype))
 }
 
-fn check_avg_backward(ctx: &Context, g: &Geom, limit: u64) -> Result<Outcome> {
-    let d_y = numbers(1, g.batch * g.out_sample(), 1.0);
+fn check_avg_backward(ctx: &Context, g: &Geom, limit: u64, dtype: Dtype) -> Result<Outcome> {
+    let d_y = as_stored(&numbers(1, g.batch * g.out_sample(), 1.0), dtype);
     let mut t = Trial::new(ctx);
-    let (vd, d_x) = (t.input(&d_y)?, t.output(g.batch * g.in_sample())?);
+    let (vd, d_x) = (t.tensor(&d_y, dtype)?, t.empty(g.batch * g.in_sample(), dtype)?);
     t.run(|rec| Pretend::limit(ctx, limit).record(rec, |rec| avg_backward(rec, g, vd, d_x)))?;
-    compare(&t.read(d_x)?, &reference_avg_backward(g, &wide(&d_y)), 2e-6)
+    compare(&t.values(d_x)?, &reference_avg_backward(g, &wide(&d_y)), allowed(2e-6, dtype))
 }
 
-fn check_global(ctx: &Context, batch: usize, spatial: usize, channels: usize) -> Result<Outcome> {
-    let (x, d_y) = (numbers(1, batch * spatial * channels, 1.0), numbers(2, batch * channels, 1.0));
+fn check_global(ctx: &Context, batch: usize, spatial: usize, channels: usize, dtype: Dtype) -> Result<Outcome> {
+    let (x, d_y) = (as_stored(&numbers(1, batch * spatial * channels, 1.0), dtype), numbers(2, batch * channels, spatial as f32));
     let mut t = Trial::new(ctx);
-    let (vx, vd) = (t.input(&x)?, t.input(&d_y)?);
-    let (y, d_x) = (t.output(batch * channels)?, t.output(x.len())?);
+    let (vx, vd) = (t.tensor(&x, dtype)?, t.input(&d_y)?);
+    let (y, d_x) = (t.output(batch * channels)?, t.empty(x.len(), dtype)?);
     t.run(|rec| {
         global_avg_forward(rec, batch, spatial, channels, vx, y)?;
         global_avg_backward(rec, batch, spatial, channels, vd, d_x)
@@ -340,7 +377,7 @@ fn check_global(ctx: &Context, batch: usize, spatial: usize, channels: usize) ->
     if !forward.passed() {
         return Ok(forward);
     }
-    compare(&t.read(d_x)?, &reference_avg_backward(&g, &wide(&d_y)), 3e-6)
+    compare(&t.values(d_x)?, &reference_avg_backward(&g, &wide(&d_y)), allowed(3e-6, dtype))
 }
 
 /// Halving of even, odd and flat volumes; overlapping, strided and padded windows; several parts.
@@ -366,17 +403,30 @@ pub fn cases() -> Vec<Case> {
         let g = Geom { batch, input, channels, kernel, stride, padding };
         let what = format!("{batch}x{input:?}x{channels}, window {kernel:?} stride {stride:?} padding {padding:?}{}", bound_at_once(limit));
         let n = batch * g.in_sample();
-        out.push(Case::new("pool", "max_forward", what.clone(), move |ctx| check_max_forward(ctx, &g, &numbers(1, n, 3.0), limit)));
-        let ties = format!("{what}, ties and NaN");
-        out.push(Case::new("pool", "max_forward", ties, move |ctx| check_max_forward(ctx, &g, &odd_values(n), limit)));
-        out.push(Case::new("pool", "max_backward", what.clone(), move |ctx| check_max_backward(ctx, &g, limit)));
-        out.push(Case::new("pool", "avg_forward", what.clone(), move |ctx| check_avg_forward(ctx, &g, limit)));
-        out.push(Case::new("pool", "avg_backward", what, move |ctx| check_avg_backward(ctx, &g, limit)));
+        for dtype in DTYPES {
+            let mut case = |variant, what: String, check: Box<dyn Fn(&Context) -> Result<Outcome> + Send + Sync>| {
+                out.push(Case::new("pool", variant, what, check).stored(dtype));
+            };
+            let plain = move |ctx: &Context| check_max_forward(ctx, &g, &numbers(1, n, 3.0), None, limit, dtype);
+            case("max_forward", what.clone(), Box::new(plain));
+            let ties = move |ctx: &Context| check_max_forward(ctx, &g, &odd_values(n), None, limit, dtype);
+            case("max_forward", format!("{what}, ties and NaN"), Box::new(ties));
+            let loads = move |ctx: &Context| {
+                let x: Vec<f32> = numbers(1, n, 12.0).iter().map(|v| v.round() / 4.0).collect();
+                check_max_forward(ctx, &g, &x, Some(&exact_norm(channels)), limit, dtype)
+            };
+            case("max_forward", format!("{what}, of a batch norm and ReLU"), Box::new(loads));
+            case("max_backward", what.clone(), Box::new(move |ctx| check_max_backward(ctx, &g, false, limit, dtype)));
+            case("max_backward", format!("{what}, added"), Box::new(move |ctx| check_max_backward(ctx, &g, true, limit, dtype)));
+            case("avg_forward", what.clone(), Box::new(move |ctx| check_avg_forward(ctx, &g, limit, dtype)));
+            case("avg_backward", what.clone(), Box::new(move |ctx| check_avg_backward(ctx, &g, limit, dtype)));
+        }
     }
     for (batch, spatial, channels) in [(1, 1, 1), (2, 27, 3), (3, 64, 12), (2, 4096, 16), (1, 5000, 33), (4, 8, 512), (1, 7, 1)] {
-        out.push(Case::new("pool", "global_avg", format!("{batch}x{spatial}x{channels}"), move |ctx| {
-            check_global(ctx, batch, spatial, channels)
-        }));
+        for dtype in DTYPES {
+            let check = move |ctx: &Context| check_global(ctx, batch, spatial, channels, dtype);
+            out.push(Case::new("pool", "global_avg", format!("{batch}x{spatial}x{channels}"), check).stored(dtype));
+        }
     }
     out
 }

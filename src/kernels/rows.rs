@@ -1,9 +1,9 @@
 //! What kernels over `[rows, C]` and elementwise kernels share: how work is cut into chunks,
 //! parts and vectors, and checks of operand sizes. The device side is `shaders/common/rows.wgsl`.
 
-use super::{Const, batch_parts};
+use super::{Const, sample_parts};
 use crate::error::{Error, Result};
-use crate::gpu::{Caps, Context, Kind, Recorder, View};
+use crate::gpu::{Caps, Context, Dtype, Kind, Recorder, View};
 
 /// Invocations of a workgroup of `shaders/common/rows.wgsl`.
 const LANES: usize = 256;
@@ -15,12 +15,53 @@ pub(super) fn vector_width(length: usize) -> usize {
 
 /// The header line that makes `Elem` a vector of `width` numbers.
 pub(super) fn elem(width: usize) -> (&'static str, Const) {
-    ("Elem", Const::Type(if width == 4 { "vec4<f32>" } else { "f32" }))
+    storage("Elem", width, Dtype::F32)
+}
+
+/// The header line that makes `name` what `width` numbers are stored as: `Elem(x[i])` loads and `Stored(v)` stores them,
+/// which for 32 bits change nothing.
+pub(super) fn storage(name: &'static str, width: usize, dtype: Dtype) -> (&'static str, Const) {
+    let text = match (width == 4, dtype) {
+        (true, Dtype::F32) => "vec4<f32>",
+        (true, Dtype::F16) => "vec4<f16>",
+        (false, Dtype::F32) => "f32",
+        (false, Dtype::F16) => "f16",
+    };
+    (name, Const::Type(text))
+}
+
+/// [`storage`] under the name `Stored`.
+pub(super) fn stored(width: usize, dtype: Dtype) -> (&'static str, Const) {
+    storage("Stored", width, dtype)
 }
 
 /// The header line that makes `Index` a vector of `width` unsigned numbers.
 pub(super) fn index(width: usize) -> (&'static str, Const) {
     ("Index", Const::Type(if width == 4 { "vec4<u32>" } else { "u32" }))
+}
+
+/// The block `load`: how a kernel reads element i of `x`. With `norm` it reads the ReLU of a batch norm's result,
+/// from the vectors `norm` `[4, C]` of the channel, loaded beforehand; the result itself is then never stored.
+pub(super) fn loaded(norm: bool) -> (&'static str, &'static str) {
+    let text = if norm {
+        "struct Norm { mean: Elem, factor: Elem, shift: Elem }
+fn norm_of(c: u32, vectors: u32) -> Norm { return Norm(norm[c], norm[vectors + c], norm[2u * vectors + c]); }
+fn load(i: u32, n: Norm) -> Elem {
+    let v = (Elem(x[i]) - n.mean) * n.factor + n.shift;
+    return select(v, Elem(0.0), v < Elem(0.0));
+}"
+    } else {
+        "struct Norm { none: u32 }
+fn norm_of(c: u32, vectors: u32) -> Norm { return Norm(0u); }
+fn load(i: u32, n: Norm) -> Elem { return Elem(x[i]); }"
+    };
+    ("load", text)
+}
+
+/// What the block of [`loaded`] reads of x `[rows, channels]`, in f64.
+pub(super) fn reference_loaded(x: &[f64], norm: &[f64], channels: usize) -> Vec<f64> {
+    let at = |k: usize, i: usize| norm[k * channels + i % channels];
+    x.iter().enumerate().map(|(i, v)| ((v - at(0, i)) * at(1, i) + at(2, i)).max(0.0)).collect()
 }
 
 /// The header line that `shaders/common/rows.wgsl` expects.
@@ -49,18 +90,18 @@ pub(super) fn row_chunks(rows: usize, vectors: usize, turns: usize, most: usize)
     Chunks { rows: chunk, count, groups: count * vectors.div_ceil(width) }
 }
 
-/// `(first row, rows)` of parts of `[rows, channels]` that can be bound one at a time.
+/// `(first row, rows)` of parts of `[rows, channels]`, stored as `dtype`, that can be bound one at a time.
 ///
 /// # Errors
-/// As [`batch_parts`].
-pub(super) fn row_parts(caps: &Caps, op: &'static str, rows: usize, channels: usize) -> Result<Vec<(usize, usize)>> {
-    batch_parts(caps, op, rows, &[channels], 8 * channels as u64)
+/// As [`sample_parts`].
+pub(super) fn row_parts(caps: &Caps, op: &'static str, rows: usize, channels: usize, dtype: Dtype) -> Result<Vec<(usize, usize)>> {
+    sample_parts(caps, op, rows, &[channels as u64 * dtype.bytes()], 8 * channels as u64)
 }
 
-/// `(first, count)` of parts of a tensor of `n` elements that can be bound one at a time.
-pub(super) fn element_parts(caps: &Caps, n: usize) -> impl Iterator<Item = (usize, usize)> {
+/// `(first, count)` of parts of a tensor of `n` elements, stored as `dtype`, that can be bound one at a time.
+pub(super) fn element_parts(caps: &Caps, n: usize, dtype: Dtype) -> impl Iterator<Item = (usize, usize)> {
     let unit = caps.storage_align.max(16);
-    let step = usize::try_from((caps.max_binding / unit).max(1) * unit / 4).unwrap_or(usize::MAX);
+    let step = usize::try_from((caps.max_binding / unit).max(1) * unit / dtype.bytes()).unwrap_or(usize::MAX);
     (0..n).step_by(step).map(move |first| (first, step.min(n - first)))
 }
 
@@ -73,6 +114,20 @@ pub(super) fn expect(op: &'static str, operands: &[(&str, View, usize)]) -> Resu
         None => Ok(()),
         Some((name, _, 0)) => Err(Error::shape(op, format!("`{name}` is empty; every size must be at least 1"))),
         Some((name, view, n)) => Err(Error::shape(op, format!("`{name}` has {} elements, expected {n}", view.elements()))),
+    }
+}
+
+/// How all of the named tensors are stored.
+///
+/// # Errors
+/// [`Error::Shape`] when they are not all stored alike.
+pub(super) fn alike(op: &'static str, tensors: &[(&str, View)]) -> Result<Dtype> {
+    let (first, view) = tensors[0];
+    match tensors.iter().find(|(_, v)| v.dtype != view.dtype) {
+        None => Ok(view.dtype),
+        Some((name, v)) => {
+            Err(Error::shape(op, format!("`{name}` is stored as {:?} and `{first}` as {:?}; they must agree", v.dtype, view.dtype)))
+        }
     }
 }
 
@@ -150,7 +205,9 @@ mod tests {
     #[test]
     fn element_parts_are_aligned_and_cover_everything() {
         let caps = Caps { max_binding: 1000, ..Caps::minimal() };
-        let parts: Vec<_> = element_parts(&caps, 500).collect();
+        let parts: Vec<_> = element_parts(&caps, 500, Dtype::F32).collect();
         assert_eq!(parts, [(0, 192), (192, 192), (384, 116)]);
+        let parts: Vec<_> = element_parts(&caps, 500, Dtype::F16).collect();
+        assert_eq!(parts, [(0, 384), (384, 116)]);
     }
 }

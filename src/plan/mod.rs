@@ -1,18 +1,20 @@
 //! From a graph to a list of dispatches with memory assigned, before anything is allocated.
 //!
-//! [`Plan::new`] lowers every operation to dispatches for the adapter's capabilities, gives every
+//! [`Plan::new`] joins operations ([`fuse`]), lowers each to dispatches for the adapter's capabilities, gives every
 //! computed value a slot by lifetime and knows peak memory, operations and bytes. [`Store`] holds
 //! the flat parameter, gradient and optimiser buffers; [`Session`] binds a plan to a store and
 //! replays it.
 
+pub mod fuse;
 mod lower;
 mod memory;
 mod session;
 
+pub use fuse::{Fusion, fuse};
 pub use session::{Session, Store};
 
 use crate::error::{Error, Result};
-use crate::gpu::{BufferId, Caps, Choices, Dispatch, Recorder};
+use crate::gpu::{BufferId, Caps, Choices, Dispatch, Dtype, Program, Recorder};
 use crate::graph::{Graph, Home, ValueId};
 
 /// Buffers of a plan by name: the flat ones, then one for each value.
@@ -52,19 +54,23 @@ pub struct Options {
     pub share: bool,
     /// Variants chosen by measurement or by the user.
     pub choices: Choices,
+    /// Which operations are joined; `None` for those that [`Fusion::on`] finds to pay on the adapter.
+    pub fusion: Option<Fusion>,
+    /// Cheap activations that the gradient needs are computed again there instead of being kept; the results are the same.
+    pub recompute: bool,
 }
 
 impl Default for Options {
-    /// Shared memory, default variants.
+    /// Shared memory, default variants and fusion, nothing computed twice.
     fn default() -> Self {
-        Self { share: true, choices: Choices::default() }
+        Self { share: true, choices: Choices::default(), fusion: None, recompute: false }
     }
 }
 
 /// A graph made ready for one kind of adapter.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// The graph.
+    /// The graph as it is computed: what was asked for, after fusion.
     pub graph: Graph,
     /// All dispatches; scratch and computed values are already named by slot.
     pub dispatches: Vec<Dispatch>,
@@ -74,6 +80,8 @@ pub struct Plan {
     pub slots: Vec<u64>,
     /// The slot of each computed or input value.
     slot_of: Vec<Option<usize>>,
+    /// The most bytes of slots in use at once.
+    live_bytes: u64,
     /// Whether the plan computes gradients.
     has_grads: bool,
 }
@@ -82,7 +90,8 @@ impl Plan {
     /// Lowers `graph` for an adapter; memory is shared between values whose lifetimes do not overlap.
     ///
     /// # Errors
-    /// [`crate::error::Error::ExceedsLimit`] for what the adapter cannot hold however it is sliced.
+    /// [`Error::ExceedsLimit`] for what the adapter cannot hold however it is sliced, [`Error::Usage`] when values are
+    /// stored in 16 bits and the adapter has no such floats.
     pub fn new(graph: &Graph, caps: &Caps) -> Result<Self> {
         Self::with(graph, caps, &Options::default())
     }
@@ -100,6 +109,13 @@ impl Plan {
     /// # Errors
     /// As [`Plan::new`].
     pub fn with(graph: &Graph, caps: &Caps, options: &Options) -> Result<Self> {
+        if !caps.f16 && graph.values().iter().any(|v| v.dtype == Dtype::F16) {
+            return Err(Error::Usage(format!(
+                "train.precision is \"mixed\", but the adapter {} has no 16-bit floats in shaders; set train.precision = \"f32\" or choose another adapter with --adapter",
+                caps.name
+            )));
+        }
+        let graph = &fuse(graph, &options.fusion.unwrap_or_else(|| Fusion::on(caps)), caps);
         let mut lowered = Vec::with_capacity(graph.nodes().len());
         for node in graph.nodes() {
             let mut rec = Recorder::tuned(caps, &options.choices);
@@ -113,6 +129,7 @@ impl Plan {
             ops: Vec::new(),
             slots: assignment.slots,
             slot_of: assignment.slot_of,
+            live_bytes: assignment.live,
             has_grads: graph.values().iter().any(|v| matches!(v.home, Home::Grad(_))),
         };
         for ((node, (dispatches, _)), scratch_slots) in graph.nodes().iter().zip(lowered).zip(assignment.scratch) {
@@ -148,7 +165,7 @@ impl Plan {
             what,
             need: mib(need),
             have,
-            remedy: "use a smaller train.batch_size, cube.size or model.base_channels".into(),
+            remedy: "use a smaller train.micro_batch, cube.size or model.base_channels".into(),
         };
         if let Some(&bytes) = self.slots.iter().find(|&&b| b > caps.max_buffer) {
             return Err(exceeds("a tensor".into(), bytes, format!("{} per buffer", mib(caps.max_buffer))));
@@ -188,6 +205,53 @@ impl Plan {
     /// Device bytes of the slots: inputs, activations, gradients of activations and scratch.
     pub fn slot_bytes(&self) -> u64 {
         self.slots.iter().map(|b| b.max(&4).next_multiple_of(4)).sum()
+    }
+
+    /// The most bytes of inputs, activations, gradients of activations and scratch in use at once: what [`Plan::slot_bytes`]
+    /// cannot fall below.
+    pub fn live_bytes(&self) -> u64 {
+        self.live_bytes
+    }
+
+    /// Device bytes of a [`Session`] of this plan: slots, and the parameters of its kernels.
+    pub fn session_bytes(&self, caps: &Caps) -> u64 {
+        self.slot_bytes() + Program::device_bytes(caps, &self.dispatches)
+    }
+
+    /// Slots of `other` that the slots of this plan can use while the other does not run, each at most once: inputs those
+    /// of the same name and size, the rest what is large enough.
+    pub fn borrow(&self, other: &Self) -> Vec<Option<usize>> {
+        let mut out = vec![None; self.slots.len()];
+        let mut free = vec![true; other.slots.len()];
+        let input = |plan: &Self, name: &str| plan.graph.inputs().iter().find(|(n, _)| n == name).and_then(|(_, v)| plan.slot(*v));
+        for (name, value) in other.graph.inputs() {
+            let (theirs, own) = (other.slot(*value), input(self, name));
+            if let Some(theirs) = theirs {
+                // An input that is not common keeps what its caller has put there.
+                free[theirs] = false;
+                if let Some(own) = own
+                    && self.slots[own] == other.slots[theirs]
+                {
+                    out[own] = Some(theirs);
+                }
+            }
+        }
+        let mut rest: Vec<usize> = (0..self.slots.len()).filter(|&s| out[s].is_none()).collect();
+        rest.sort_by_key(|&s| (std::cmp::Reverse(self.slots[s]), s));
+        for own in rest {
+            let fitting = (0..free.len()).filter(|&s| free[s] && other.slots[s] >= self.slots[own]);
+            if let Some(theirs) = fitting.min_by_key(|&s| (other.slots[s], s)) {
+                free[theirs] = false;
+                out[own] = Some(theirs);
+            }
+        }
+        out
+    }
+
+    /// Device bytes of a [`Session`] of this plan beside one of `other`, without what they share.
+    pub fn session_bytes_beside(&self, caps: &Caps, other: &Self) -> u64 {
+        let own = self.slots.iter().zip(self.borrow(other)).filter(|(_, b)| b.is_none());
+        own.map(|(b, _)| b.max(&4).next_multiple_of(4)).sum::<u64>() + Program::device_bytes(caps, &self.dispatches)
     }
 
     /// Device bytes of the flat buffers of a [`Store`] for this graph with `moments` moment buffers.

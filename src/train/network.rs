@@ -59,6 +59,12 @@ impl Objective {
         !matches!(self, Self::Autoencoder { .. })
     }
 
+    /// The losses that a training step has, by the names of the graph's outputs; the one that is minimised first.
+    pub fn losses(self) -> Vec<&'static str> {
+        let applies = [("loss", true), ("loss_rec", self.restores()), ("loss_cls", self.classifies())];
+        applies.into_iter().filter(|l| l.1).map(|l| l.0).collect()
+    }
+
     /// The graph for batches of `batch` cubes of `grid`.
     ///
     /// Inputs: `input` `[N, x, y, z, 1]`, `target` alike (except for classification), `labels` `[N]` (u32).

@@ -12,17 +12,22 @@ use super::checkpoint::{Named, load_state_dict, state_dict};
 use super::loader::{Batch, Loader, Samples};
 use super::log::MetricsLog;
 use super::network::Objective;
+use super::scaling::Scaling;
 use super::schedule::{Rules, Standing};
-use super::update::Update;
-use crate::config::{Config, Optimiser};
+use super::update::{Report, Update};
+use crate::config::{Config, Optimiser, Precision};
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Context};
+use crate::graph::{Graph, LOSS_SCALE};
 use crate::interop::tensors::File;
 use crate::kernels::optimiser::Hyper;
 use crate::model::{Mode, Spec};
-use crate::plan::{Plan, Session, Store};
+use crate::plan::{Fusion, Options, Plan, Session, Store};
 use crate::rng::Key;
 use crate::transform::{Augment, Draws};
+
+/// Restorations that are shown.
+const ROWS: usize = 6;
 
 /// Everything that decides how a phase goes on; saved in checkpoints.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -31,7 +36,7 @@ pub struct State {
     pub phase: String,
     /// Optimiser steps of all phases.
     pub step: u64,
-    /// Optimiser steps of this phase.
+    /// Steps of this phase, those left out included.
     pub updates: u64,
     /// Current epoch.
     pub epoch: u32,
@@ -41,6 +46,9 @@ pub struct State {
     pub rate: f32,
     /// Schedule and best loss.
     pub standing: Standing,
+    /// Loss scale of mixed precision and the steps left out.
+    #[serde(default)]
+    pub scaling: Scaling,
     /// Sums over the current epoch's steps: total, restoration, classification.
     sums: [f64; 3],
     /// Whether the phase is over.
@@ -94,6 +102,10 @@ pub trait Observer {
     fn restorations(&mut self, epoch: u32, size: [usize; 3], rows: &[Restored]) -> Result<()>;
     /// Something a user should know.
     fn note(&mut self, text: &str);
+    /// The most device memory, in bytes, that a phase has used.
+    fn memory(&mut self, phase: &str, bytes: u64) {
+        let _ = (phase, bytes);
+    }
 }
 
 /// How the network's inputs come about.
@@ -121,6 +133,12 @@ pub struct Phase<'a> {
     pub feed: Feed,
     /// Samples a step.
     pub batch: usize,
+    /// Samples on the device at once, a divisor of `batch`.
+    pub micro: usize,
+    /// Whether cheap activations are computed twice instead of kept.
+    pub recompute: bool,
+    /// Storage of activations.
+    pub precision: Precision,
     /// Optimiser.
     pub optimiser: Optimiser,
     /// Constants of the optimiser.
@@ -151,22 +169,40 @@ pub struct Phase<'a> {
     pub interrupted: &'a AtomicBool,
 }
 
-/// A session with what fills its inputs.
+/// The sessions of a phase, with what fills their common inputs.
 struct Rig {
-    session: Session,
+    train: Session,
+    /// In the memory of `train`: they never run at the same time.
+    evaluate: Session,
     augment: Option<Augment>,
     /// Stands in for the target of a graph without one.
     _target: Option<Buffer>,
 }
 
+/// Samples `first..first + n` of a batch.
+#[derive(Clone, Copy)]
+struct Part<'a> {
+    cubes: &'a [f32],
+    samples: &'a [u32],
+    labels: &'a [u32],
+}
+
+impl<'a> Part<'a> {
+    fn of(batch: &'a Batch, first: usize, n: usize) -> Self {
+        let len = batch.cubes.len() / batch.samples.len().max(1);
+        let range = first..first + n;
+        Self { cubes: &batch.cubes[first * len..(first + n) * len], samples: &batch.samples[range.clone()], labels: &batch.labels[range] }
+    }
+}
+
 impl Rig {
-    fn feed(&self, ctx: &Context, batch: &Batch, draws: Draws) -> Result<()> {
+    fn feed(&self, ctx: &Context, part: Part<'_>, draws: Draws) -> Result<()> {
         match &self.augment {
-            Some(a) => a.apply(ctx, &batch.cubes, &batch.samples, draws)?,
-            None => ctx.upload(self.session.input("input")?, 0, &batch.cubes),
+            Some(a) => a.apply(ctx, part.cubes, part.samples, draws)?,
+            None => ctx.upload(self.train.input("input")?, 0, part.cubes),
         }
-        if let Ok(labels) = self.session.input("labels") {
-            ctx.upload(labels, 0, &batch.labels);
+        if let Ok(labels) = self.train.input("labels") {
+            ctx.upload(labels, 0, part.labels);
         }
         Ok(())
     }
@@ -183,6 +219,7 @@ impl Phase<'_> {
             index: 0,
             rate: self.rate,
             standing: Standing::new(self.rate),
+            scaling: Scaling::default(),
             sums: [0.0; 3],
             done: false,
             ended_by_steps: false,
@@ -190,21 +227,30 @@ impl Phase<'_> {
         }
     }
 
-    fn rig(&self, mode: Mode, store: &Store) -> Result<Rig> {
+    fn options(&self) -> Options {
+        Options { recompute: self.recompute, ..Options::default() }
+    }
+
+    fn graph(&self, mode: Mode) -> Result<Graph> {
+        Ok(self.objective.graph(&self.spec, self.micro, self.size, mode)?.stored_in(self.precision))
+    }
+
+    fn rig(&self, graph: &Graph, store: &Store) -> Result<Rig> {
         let (ctx, config) = (self.ctx, self.config);
-        let graph = self.objective.graph(&self.spec, self.batch, self.size, mode)?;
-        let session = Session::new(ctx, Plan::new(&graph, ctx.caps())?, store)?;
+        let train = Session::new(ctx, Plan::with(graph, ctx.caps(), &self.options())?, store)?;
+        let evaluate = Plan::with(&self.graph(Mode::Evaluate)?, ctx.caps(), &self.options())?;
+        let evaluate = Session::beside(ctx, evaluate, store, &train)?;
         let (mut augment, mut stand_in) = (None, None);
         if self.feed == Feed::Distorted {
-            let input = session.input("input")?;
-            let target = match session.input("target") {
+            let input = train.input("input")?;
+            let target = match train.input("target") {
                 Ok(t) => t,
                 Err(_) => stand_in.insert(ctx.buffer("semgen.target", input.bytes())?),
             };
             let t = &config.train;
-            augment = Some(Augment::new(ctx, t.preset, t.flip_axes, self.batch, self.size, config.seed, input, target)?);
+            augment = Some(Augment::new(ctx, t.preset, t.flip_axes, self.micro, self.size, config.seed, input, target)?);
         }
-        Ok(Rig { session, augment, _target: stand_in })
+        Ok(Rig { train, evaluate, augment, _target: stand_in })
     }
 
     /// Trains from `state`. `weights` are loaded first: all of them when resuming (with the optimiser's), those that
@@ -215,9 +261,17 @@ impl Phase<'_> {
     /// the device or the files report.
     pub fn run(&self, mut state: State, weights: Option<&Named>, log: &mut MetricsLog, observer: &mut dyn Observer) -> Result<State> {
         let ctx = self.ctx;
-        let graph = self.objective.graph(&self.spec, self.batch, self.size, Mode::Train)?;
+        let parts = self.batch / self.micro.max(1);
+        if self.micro == 0 || parts * self.micro != self.batch {
+            return Err(Error::Usage(format!("a micro-batch of {} does not divide a batch of {}", self.micro, self.batch)));
+        }
+        ctx.restart_peak();
+        let graph = self.graph(Mode::Train)?;
         let store = Store::new(ctx, &graph, self.config.seed)?;
-        let mut update = Update::new(ctx, &store, self.optimiser, self.hyper, self.clip_norm)?;
+        let rig = self.rig(&graph, &store)?;
+        let names = self.objective.losses();
+        let losses = names.iter().map(|name| rig.train.output(name)).collect::<Result<Vec<_>>>()?;
+        let mut update = Update::new(ctx, &store, self.optimiser, self.hyper, self.clip_norm, parts, &losses)?;
         let resuming = state.updates > 0;
         if state.rate != self.rate {
             // Another learning rate was asked for; the schedule's reductions so far stay.
@@ -227,11 +281,9 @@ impl Phase<'_> {
         if let Some(named) = weights {
             load_state_dict(ctx, &store, named, resuming)?;
             if resuming {
-                update.load(ctx, &store, state.updates, named)?;
+                update.load(ctx, &store, state.updates - state.scaling.skipped.min(state.updates), named)?;
             }
         }
-        let train = self.rig(Mode::Train, &store)?;
-        let evaluate = self.rig(Mode::Evaluate, &store)?;
         if self.train.len() < self.batch {
             observer.note(&format!(
                 "{} training samples are fewer than one batch of {}; samples repeat within a step",
@@ -248,24 +300,46 @@ impl Phase<'_> {
         }
         let key = Key::new(u64::from(self.config.seed)).fold(self.objective.stream(), 0);
         let mut loader = Loader::train(self.train.clone(), self.batch, key, state.epoch, state.index)?;
+        let mixed = self.precision == Precision::Mixed;
         let mut clock = Instant::now();
         while !state.done {
             let batch = loader.next().ok_or_else(|| Error::Failed("the loader ended early".into()))??;
-            train.feed(ctx, &batch, Draws::Epoch(batch.epoch))?;
-            train.session.run(ctx)?;
-            update.measure(ctx)?;
-            let (losses, norm) = self.losses(&train.session, &update)?;
-            if !losses.iter().all(|l| l.is_finite()) || !norm.is_finite() {
-                let place = self.first_non_finite(&store, &train.session).unwrap_or_else(|e| format!("a layer that was not found ({e})"));
+            let draws = Draws::Epoch(batch.epoch);
+            let scale = if mixed { state.scaling.scale } else { 1.0 };
+            if mixed {
+                // Validation has used its memory for something else.
+                ctx.upload(rig.train.input(LOSS_SCALE)?, 0, &[scale]);
+                update.set_loss_scale(scale);
+            }
+            for part in 0..parts {
+                rig.feed(ctx, Part::of(&batch, part * self.micro, self.micro), draws)?;
+                rig.train.run(ctx)?;
+                update.take(ctx, part)?;
+            }
+            update.apply(ctx, state.standing.rate)?;
+            let Report { losses: found, norm } = update.report(ctx)?;
+            let loss = |name: &str| names.iter().position(|n| *n == name).map_or(0.0, |i| found[i]);
+            let losses = ["loss", "loss_rec", "loss_cls"].map(loss);
+            let sound = losses.iter().all(|l| l.is_finite());
+            // Gradients too large for 16 bits: without this step and with a smaller scale training goes on.
+            let skip = mixed && sound && !norm.is_finite() && state.scaling.overflow();
+            if !sound || !(norm.is_finite() || skip) {
+                let place =
+                    self.first_non_finite(&store, &rig, &batch, draws).unwrap_or_else(|e| format!("a layer that was not found ({e})"));
                 return Err(Error::Failed(format!(
-                    "step {} ({}): the loss is {} and the gradient norm {norm}, first not finite at {place}; the last good checkpoint is {}; lower train.learning_rate or set train.clip_norm",
+                    "step {} ({}): the loss is {} and the gradient norm {norm}, first not finite at {place}; the last good checkpoint is {}; lower train.learning_rate or set {}",
                     state.step + 1,
                     self.objective.word(),
                     losses[0],
-                    self.last.display()
+                    self.last.display(),
+                    if mixed { "train.precision = \"f32\"" } else { "train.clip_norm" }
                 )));
             }
-            update.apply(ctx, state.standing.rate)?;
+            if skip {
+                update.leave_out();
+            } else if mixed {
+                state.scaling.good();
+            }
             state.step += 1;
             state.updates += 1;
             state.index += 1;
@@ -285,12 +359,16 @@ impl Phase<'_> {
             }
             record["grad_norm"] = json!(norm);
             record["lr"] = json!(state.standing.rate);
+            if mixed {
+                record["loss_scale"] = json!(scale);
+                record["skipped"] = json!(state.scaling.skipped);
+            }
             record["cubes_per_s"] = json!(self.batch as f64 / seconds.max(1e-9));
             log.append(&record)?;
             observer.record(&record);
             let limit = self.max_steps.is_some_and(|m| state.updates >= m);
             if state.index == per_epoch || limit {
-                self.end_epoch(&mut state, &store, &evaluate, log, observer)?;
+                self.end_epoch(&mut state, &store, &rig, log, observer)?;
                 state.ended_by_steps = limit;
                 state.done = limit || state.epoch as usize >= self.max_epochs || state.standing.stops(&self.rules);
                 self.save_last(&state, &store, &update, log)?;
@@ -299,29 +377,18 @@ impl Phase<'_> {
                 self.save_last(&state, &store, &update, log)?;
             }
             if self.interrupted.load(Ordering::Relaxed) {
+                observer.memory(self.objective.word(), ctx.recent_peak());
                 self.save_last(&state, &store, &update, log)?;
                 return Err(Error::Interrupted(format!("stopped after step {}; continue with --resume", state.step)));
             }
         }
+        observer.memory(self.objective.word(), ctx.recent_peak());
         Ok(state)
     }
 
-    /// Total, restoration and classification loss of the step, 0 for what does not apply, and the gradient norm.
-    fn losses(&self, session: &Session, update: &Update) -> Result<([f32; 3], f32)> {
-        let names = ["loss", "loss_rec", "loss_cls"];
-        let applies = [true, self.objective.restores(), self.objective.classifies()];
-        let mut out = [0.0; 3];
-        for ((value, name), applies) in out.iter_mut().zip(names).zip(applies) {
-            if applies {
-                *value = session.read::<f32>(self.ctx, name)?[0];
-            }
-        }
-        Ok((out, self.ctx.read::<f32>(update.norm(), 0, 1)?[0]))
-    }
-
-    fn end_epoch(&self, state: &mut State, store: &Store, evaluate: &Rig, log: &mut MetricsLog, observer: &mut dyn Observer) -> Result<()> {
+    fn end_epoch(&self, state: &mut State, store: &Store, rig: &Rig, log: &mut MetricsLog, observer: &mut dyn Observer) -> Result<()> {
         let steps = f64::from(state.index.max(1));
-        let (validation, rows) = self.validate(evaluate, state.epoch)?;
+        let (validation, rows) = self.validate(rig, state.epoch)?;
         let improved = state.standing.epoch(&self.rules, validation.loss);
         let mut record = json!({
             "kind": "epoch", "phase": state.phase, "epoch": state.epoch, "step": state.step,
@@ -352,7 +419,7 @@ impl Phase<'_> {
             if !rows.is_empty() {
                 observer.restorations(state.epoch, self.size, &rows)?;
             }
-            let file = File { tensors: state_dict(self.ctx, store, state.updates)?, metadata: Some(self.metadata(state)?) };
+            let file = File { tensors: state_dict(self.ctx, store, self.batches_seen(state))?, metadata: Some(self.metadata(state)?) };
             file.write(self.best)?;
         }
         Ok(())
@@ -363,26 +430,28 @@ impl Phase<'_> {
         let ctx = self.ctx;
         let draws = Draws::validation(self.config.train.val_transform, epoch);
         let (mut v, mut count, mut rows) = (Validation::default(), 0.0, Vec::new());
-        for batch in Loader::validation(self.validation.clone(), self.batch)? {
+        let (restores, classifies) = (self.objective.restores(), self.objective.classifies());
+        let names: Vec<&str> = [("loss_rec", restores), ("identity", restores), ("loss_cls", classifies), ("correct", classifies)]
+            .into_iter()
+            .filter(|n| n.1)
+            .map(|n| n.0)
+            .collect();
+        for batch in Loader::validation(self.validation.clone(), self.micro)? {
             let batch = batch?;
-            rig.feed(ctx, &batch, draws)?;
-            rig.session.run(ctx)?;
-            let add = |name: &str, into: &mut f64| -> Result<()> {
-                let values = rig.session.read::<f32>(ctx, name)?;
+            rig.feed(ctx, Part::of(&batch, 0, self.micro), draws)?;
+            rig.evaluate.run(ctx)?;
+            for (name, values) in names.iter().zip(rig.evaluate.read_all::<f32>(ctx, &names)?) {
+                let into = match *name {
+                    "loss_rec" => &mut v.restoration,
+                    "identity" => &mut v.identity,
+                    "loss_cls" => &mut v.classification,
+                    _ => &mut v.accuracy,
+                };
                 *into += values[..batch.valid].iter().map(|&x| f64::from(x)).sum::<f64>();
-                Ok(())
-            };
-            if self.objective.restores() {
-                add("loss_rec", &mut v.restoration)?;
-                add("identity", &mut v.identity)?;
-            }
-            if self.objective.classifies() {
-                add("loss_cls", &mut v.classification)?;
-                add("correct", &mut v.accuracy)?;
             }
             count += batch.valid as f64;
-            if rows.is_empty() && self.objective.restores() {
-                rows = self.rows(rig, &batch, draws)?;
+            if rows.len() < ROWS && restores {
+                rows.extend(self.rows(rig, &batch, draws, ROWS - rows.len())?);
             }
         }
         for x in [&mut v.restoration, &mut v.identity, &mut v.classification, &mut v.accuracy] {
@@ -398,14 +467,15 @@ impl Phase<'_> {
         Ok((v, rows))
     }
 
-    /// The first few restorations of the batch that has just run.
-    fn rows(&self, rig: &Rig, batch: &Batch, draws: Draws) -> Result<Vec<Restored>> {
+    /// The first restorations, `most` at most, of the validation batch that has just run.
+    fn rows(&self, rig: &Rig, batch: &Batch, draws: Draws, most: usize) -> Result<Vec<Restored>> {
+        let n = batch.valid.min(most);
         let voxels: usize = self.size.iter().product();
-        let read = |buffer: &Buffer| self.ctx.read::<f32>(buffer, 0, self.batch * voxels);
-        let input = read(rig.session.input("input")?)?;
-        let target = if self.feed == Feed::Distorted { read(rig.session.input("target")?)? } else { input.clone() };
-        let restored: Vec<f32> = rig.session.read(self.ctx, "restored")?;
-        Ok((0..batch.valid.min(6))
+        let read = |buffer: &Buffer| self.ctx.read::<f32>(buffer, 0, n * voxels);
+        let input = read(rig.evaluate.input("input")?)?;
+        let target = if self.feed == Feed::Distorted { read(rig.evaluate.input("target")?)? } else { input.clone() };
+        let restored = read(rig.evaluate.output("restored")?)?;
+        Ok((0..n)
             .map(|i| {
                 let part = |v: &[f32]| v[i * voxels..(i + 1) * voxels].to_vec();
                 let what = rig.augment.as_ref().map_or(String::new(), |a| crate::transform::describe(&a.draw(batch.samples[i], draws)));
@@ -419,6 +489,11 @@ impl Phase<'_> {
                 }
             })
             .collect())
+    }
+
+    /// Batches that the batch norms have seen, which PyTorch counts.
+    fn batches_seen(&self, state: &State) -> u64 {
+        state.updates * (self.batch / self.micro.max(1)) as u64
     }
 
     fn metadata(&self, state: &State) -> Result<String> {
@@ -435,27 +510,32 @@ impl Phase<'_> {
     fn save_last(&self, state: &State, store: &Store, update: &Update, log: &MetricsLog) -> Result<()> {
         // A checkpoint that survives a power cut must not outlive the records of its steps.
         log.sync()?;
-        let mut tensors = state_dict(self.ctx, store, state.updates)?;
+        let mut tensors = state_dict(self.ctx, store, self.batches_seen(state))?;
         update.save(self.ctx, store, &mut tensors)?;
         File { tensors, metadata: Some(self.metadata(state)?) }.write(self.last)
     }
 
     /// Runs the step again with every value kept and names the first operation whose result is not finite.
-    fn first_non_finite(&self, store: &Store, failed: &Session) -> Result<String> {
+    fn first_non_finite(&self, store: &Store, rig: &Rig, batch: &Batch, draws: Draws) -> Result<String> {
         let ctx = self.ctx;
-        let graph = self.objective.graph(&self.spec, self.batch, self.size, Mode::Train)?;
-        let trace = Session::new(ctx, Plan::unshared(&graph, ctx.caps())?, store)?;
-        for (name, value) in graph.inputs() {
-            let data: Vec<u32> = ctx.read(failed.input(name)?, 0, graph.shape(*value).len())?;
-            ctx.upload(trace.input(name)?, 0, &data);
-        }
-        trace.run(ctx)?;
-        for (node, op) in graph.nodes().iter().zip(&trace.plan().ops) {
-            for &value in &node.outputs {
-                if let Some(values) = trace.read_value(ctx, value)?
-                    && values.iter().any(|v| !v.is_finite())
-                {
-                    return Ok(format!("layer {} ({})", node.label, op.op));
+        let graph = self.graph(Mode::Train)?;
+        // Every operation by itself: the more there are, the better the place is known.
+        let options = Options { share: false, fusion: Some(Fusion::NONE), ..Options::default() };
+        let trace = Session::new(ctx, Plan::with(&graph, ctx.caps(), &options)?, store)?;
+        for first in (0..self.batch).step_by(self.micro) {
+            rig.feed(ctx, Part::of(batch, first, self.micro), draws)?;
+            for (name, value) in graph.inputs() {
+                let data: Vec<u32> = ctx.read(rig.train.input(name)?, 0, graph.shape(*value).len())?;
+                ctx.upload(trace.input(name)?, 0, &data);
+            }
+            trace.run(ctx)?;
+            for (node, op) in graph.nodes().iter().zip(&trace.plan().ops) {
+                for &value in &node.outputs {
+                    if let Some(values) = trace.read_value(ctx, value)?
+                        && values.iter().any(|v| !v.is_finite())
+                    {
+                        return Ok(format!("layer {} ({})", node.label, op.op));
+                    }
                 }
             }
         }

@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicBool;
 use serde_json::{Value, json};
 
 use super::checkpoint::Named;
+use super::fit::{Stage, fit};
 use super::loader::Samples;
 use super::log::MetricsLog;
 use super::network::Objective;
@@ -18,6 +19,7 @@ use crate::files;
 use crate::gpu::Context;
 use crate::interop::tensors::File;
 use crate::kernels::optimiser::Hyper;
+use crate::plan::Options;
 
 /// What a pretraining run learns from.
 #[derive(Clone)]
@@ -77,6 +79,10 @@ pub fn run(
         }
         (state, metadata, tensors)
     });
+    let fit = fit(config, ctx.caps(), &Options::default(), &Stage::pretraining(config), t.micro_batch)?;
+    if t.micro_batch.given().is_none() {
+        observer.note(&format!("training: {fit}"));
+    }
     let metrics = out.join("metrics.jsonl");
     let done = resumed.as_ref().map_or(0, |(s, ..)| s.step);
     let mut log = if resumed.is_some() {
@@ -96,6 +102,9 @@ pub fn run(
             size: config.cube.size,
             feed: Feed::Distorted,
             batch: t.batch_size,
+            micro: fit.micro_batch,
+            recompute: fit.recompute,
+            precision: t.precision,
             optimiser: t.optimiser,
             hyper: Hyper { weight_decay: t.weight_decay, momentum: t.momentum, ..Hyper::default() },
             clip_norm: t.clip_norm,

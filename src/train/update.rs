@@ -1,11 +1,31 @@
-//! The optimiser on the device: gradient norm, clipping, and the update of all parameters at once.
+//! The optimiser on the device: the mean gradient over the parts of a batch, its norm, clipping, and the update of all
+//! parameters at once.
+//!
+//! A step runs its plan once for each part of the batch, with [`Update::take`] after each, then [`Update::apply`]. Nothing
+//! of that waits for the host: an update with a norm or a loss that is not finite changes nothing, on the device's own
+//! account. [`Update::report`] then waits and tells what the step came to.
 
 use super::checkpoint::{Named, download, upload};
 use crate::config::Optimiser;
 use crate::error::{Error, Result};
-use crate::gpu::{Buffer, BufferId, Context, Program, Recorder, View};
-use crate::kernels::optimiser::{self, Hyper, SCALARS};
+use crate::gpu::{Buffer, BufferId, Caps, Context, Dispatch, Program, Recorder, View};
+use crate::kernels::elementwise;
+use crate::kernels::optimiser::{self, Hyper, SCALARS, UNSCALE};
 use crate::plan::Store;
+
+const PARAMS: BufferId = BufferId(0);
+const GRADS: BufferId = BufferId(1);
+const FIRST: BufferId = BufferId(2);
+const SECOND: BufferId = BufferId(3);
+const STEP: BufferId = BufferId(4);
+const REPORT: BufferId = BufferId(5);
+const FACTOR: BufferId = BufferId(6);
+const SUM: BufferId = BufferId(7);
+/// First of the losses.
+const LOSSES: u32 = 8;
+
+/// Elements between two numbers of the report: each is bound alone, at an offset that every adapter allows.
+const ROW: usize = 64;
 
 /// An optimiser with its moment buffers.
 #[derive(Debug)]
@@ -13,12 +33,29 @@ pub struct Update {
     hyper: Hyper,
     first: Buffer,
     second: Option<Buffer>,
-    scalars: Buffer,
-    norm: Buffer,
-    measure: Program,
+    step: Buffer,
+    /// The losses' means, then the gradient's norm, each at the start of a row.
+    report: Buffer,
+    losses: usize,
+    /// Inverse of the number by which gradients are too large.
+    unscale: f32,
+    /// After the first part of a batch, after each further one, and after the last.
+    begin: Program,
+    more: Program,
     apply: Program,
+    /// Kept so that it counts as long as it is there.
+    _own: Vec<Buffer>,
     /// Updates done.
     pub steps: u64,
+}
+
+/// What a step came to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Report {
+    /// Means of the losses over the batch.
+    pub losses: Vec<f32>,
+    /// Norm of the mean gradient.
+    pub norm: f32,
 }
 
 /// Moment buffers that `kind` keeps, each as large as the parameters.
@@ -29,61 +66,163 @@ pub fn moments(kind: Optimiser) -> u64 {
     }
 }
 
+/// Device bytes of an [`Update`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bytes {
+    /// Moments.
+    pub moments: u64,
+    /// Sum of the gradients of a batch in parts.
+    pub sum: u64,
+    /// Everything else.
+    pub rest: u64,
+}
+
+/// What an optimiser becomes on an adapter.
+struct Recorded {
+    begin: Vec<Dispatch>,
+    more: Vec<Dispatch>,
+    apply: Vec<Dispatch>,
+    scratch: Vec<u64>,
+}
+
+impl Recorded {
+    /// For `n` parameters, batches of `parts` parts and `losses` losses, the first of which is the one that counts.
+    fn new(caps: &Caps, n: usize, kind: Optimiser, clip_norm: f32, parts: usize, losses: usize) -> Result<Self> {
+        let flat = |id| View::whole(id, n);
+        let row = |k: usize| View::whole(REPORT, (losses + 1) * ROW).slice(k * ROW, 1);
+        let share = 1.0 / parts as f32;
+        let (mut begin, mut more) = (Recorder::new(caps), Recorder::new(caps));
+        #[expect(clippy::cast_possible_truncation, reason = "there are three losses at most")]
+        for k in 0..losses {
+            let loss = View::whole(BufferId(LOSSES + k as u32), 1);
+            elementwise::scale(&mut begin, loss, share, row(k))?;
+            elementwise::accumulate(&mut more, loss, share, row(k))?;
+        }
+        let gradient = if parts > 1 {
+            elementwise::scale(&mut begin, flat(GRADS), share, flat(SUM))?;
+            elementwise::accumulate(&mut more, flat(GRADS), share, flat(SUM))?;
+            flat(SUM)
+        } else {
+            flat(GRADS)
+        };
+        let mut apply = Recorder::new(caps);
+        let (norm, factor, step) = (row(losses), View::whole(FACTOR, 1), View::whole(STEP, SCALARS));
+        optimiser::norm(&mut apply, gradient, norm)?;
+        optimiser::clip(&mut apply, norm, row(0), step, clip_norm, factor)?;
+        match kind {
+            Optimiser::Adam | Optimiser::AdamW => {
+                let decoupled = kind == Optimiser::AdamW;
+                optimiser::adam(&mut apply, flat(PARAMS), gradient, flat(FIRST), flat(SECOND), step, factor, decoupled)?;
+            }
+            Optimiser::Sgd => optimiser::sgd(&mut apply, flat(PARAMS), gradient, flat(FIRST), step, factor)?,
+        }
+        // A batch in one part has no further ones.
+        let more = if parts > 1 { more.dispatches } else { Vec::new() };
+        Ok(Self { begin: begin.dispatches, more, apply: apply.dispatches, scratch: apply.scratch })
+    }
+}
+
 impl Update {
-    /// Allocates the moments (zero) and compiles the kernels; `clip_norm` 0 means no clipping.
+    /// Allocates the moments (zero) and compiles the kernels; `clip_norm` 0 means no clipping. A batch has `parts` equal
+    /// parts; `losses` are buffers of one number each that a plan fills, the first of them the objective. The loss scale is 1.
     ///
     /// # Errors
     /// What the device reports.
-    pub fn new(ctx: &Context, store: &Store, kind: Optimiser, hyper: Hyper, clip_norm: f32) -> Result<Self> {
+    pub fn new(
+        ctx: &Context,
+        store: &Store,
+        kind: Optimiser,
+        hyper: Hyper,
+        clip_norm: f32,
+        parts: usize,
+        losses: &[&Buffer],
+    ) -> Result<Self> {
+        let recorded = Recorded::new(ctx.caps(), store.param_list.flat_len(), kind, clip_norm, parts, losses.len())?;
         let bytes = store.params.bytes();
         let first = ctx.buffer("semgen.exp_avg", bytes)?;
         let second = (moments(kind) == 2).then(|| ctx.buffer("semgen.exp_avg_sq", bytes)).transpose()?;
-        let scalars = ctx.buffer("semgen.scalars", SCALARS as u64 * 4)?;
-        let (norm, scale) = (ctx.buffer("semgen.norm", 4)?, ctx.buffer("semgen.scale", 4)?);
-        let n = store.param_list.flat_len();
-        let view = |id: u32, len: usize| View::whole(BufferId(id), len);
-        let (p, g, m, v) = (view(0, n), view(1, n), view(2, n), view(3, n));
-        let (sc, no, fa) = (view(4, SCALARS), view(5, 1), view(6, 1));
-        let mut measure = Recorder::new(ctx.caps());
-        optimiser::norm(&mut measure, g, no)?;
-        let mut apply = Recorder::new(ctx.caps());
-        optimiser::clip(&mut apply, no, clip_norm, fa)?;
-        match kind {
-            Optimiser::Adam => optimiser::adam(&mut apply, p, g, m, v, sc, fa, false)?,
-            Optimiser::AdamW => optimiser::adam(&mut apply, p, g, m, v, sc, fa, true)?,
-            Optimiser::Sgd => optimiser::sgd(&mut apply, p, g, m, sc, fa)?,
+        let step = ctx.buffer("semgen.scalars", SCALARS as u64 * 4)?;
+        let report = ctx.buffer("semgen.report", ((losses.len() + 1) * ROW) as u64 * 4)?;
+        // The factor, the sum, scratch.
+        let mut own = vec![ctx.buffer("semgen.scale", 4)?];
+        if parts > 1 {
+            own.push(ctx.buffer("semgen.grads.sum", bytes)?);
         }
-        let program = |rec: &Recorder<'_>| -> Result<Program> {
-            let scratch = rec.scratch.iter().map(|&b| ctx.buffer("semgen.scratch", b)).collect::<Result<Vec<_>>>()?;
-            let named = [&store.params, &store.grads, &first, second.as_ref().unwrap_or(&first), &scalars, &norm, &scale];
-            // The bind groups keep the scratch buffers alive.
-            Program::new(ctx, &rec.dispatches, |id| id.as_scratch().map_or_else(|| named[id.0 as usize], |k| &scratch[k]))
+        let scratch = own.len();
+        for &b in &recorded.scratch {
+            own.push(ctx.buffer("semgen.scratch", b)?);
+        }
+        let lookup = |id: BufferId| match (id, id.as_scratch()) {
+            (_, Some(k)) => &own[scratch + k],
+            (PARAMS, _) => &store.params,
+            (GRADS, _) => &store.grads,
+            (FIRST, _) => &first,
+            (SECOND, _) => second.as_ref().unwrap_or(&first),
+            (STEP, _) => &step,
+            (REPORT, _) => &report,
+            (FACTOR, _) => &own[0],
+            (SUM, _) => &own[1],
+            (BufferId(k), _) => losses[(k - LOSSES) as usize],
         };
-        let (measure, apply) = (program(&measure)?, program(&apply)?);
-        Ok(Self { hyper, first, second, scalars, norm, measure, apply, steps: 0 })
+        let begin = Program::new(ctx, &recorded.begin, lookup)?;
+        let more = Program::new(ctx, &recorded.more, lookup)?;
+        let apply = Program::new(ctx, &recorded.apply, lookup)?;
+        Ok(Self { hyper, first, second, step, report, losses: losses.len(), unscale: 1.0, begin, more, apply, _own: own, steps: 0 })
     }
 
-    /// Computes the gradient's norm; returns without waiting.
+    /// Says by how much the gradients of the next steps are too large, a power of two; they are clipped, reported and
+    /// updated with as if they were not.
+    pub fn set_loss_scale(&mut self, scale: f32) {
+        self.unscale = 1.0 / scale;
+    }
+
+    /// Takes back the count of the last step, which has changed nothing.
+    pub fn leave_out(&mut self) {
+        self.steps -= 1;
+    }
+
+    /// Bytes of device memory that [`Update::new`] takes for `n` elements of flat parameters.
+    ///
+    /// # Errors
+    /// As [`Update::new`].
+    pub fn device_bytes(caps: &Caps, n: usize, kind: Optimiser, clip_norm: f32, parts: usize, losses: usize) -> Result<Bytes> {
+        let r = Recorded::new(caps, n, kind, clip_norm, parts, losses)?;
+        let flat = n as u64 * 4;
+        let programs: u64 = [&r.begin, &r.more, &r.apply].iter().map(|d| Program::device_bytes(caps, d)).sum();
+        let rest = SCALARS as u64 * 4 + ((losses + 1) * ROW) as u64 * 4 + 4 + r.scratch.iter().sum::<u64>() + programs;
+        Ok(Bytes { moments: flat * moments(kind), sum: if parts > 1 { flat } else { 0 }, rest })
+    }
+
+    /// Takes the losses and the gradient of part `part` (from 0) of a batch; returns without waiting.
     ///
     /// # Errors
     /// What the device reports.
-    pub fn measure(&self, ctx: &Context) -> Result<()> {
-        self.measure.run(ctx)
+    pub fn take(&self, ctx: &Context, part: usize) -> Result<()> {
+        if part == 0 { self.begin.run(ctx) } else { self.more.run(ctx) }
     }
 
-    /// The buffer that [`Update::measure`] fills, one f32.
-    pub fn norm(&self) -> &Buffer {
-        &self.norm
-    }
-
-    /// Updates the parameters; returns without waiting. [`Update::measure`] must have run.
+    /// Updates the parameters with the mean gradient of the parts taken, unless its norm or the loss is not finite;
+    /// returns without waiting.
     ///
     /// # Errors
     /// What the device reports.
     pub fn apply(&mut self, ctx: &Context, rate: f32) -> Result<()> {
         self.steps += 1;
-        ctx.upload(&self.scalars, 0, &optimiser::scalars(rate, &self.hyper, self.steps));
+        let mut scalars = optimiser::scalars(rate, &self.hyper, self.steps);
+        scalars[UNSCALE] = self.unscale;
+        ctx.upload(&self.step, 0, &scalars);
         self.apply.run(ctx)
+    }
+
+    /// Waits for the step and tells what it came to.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn report(&self, ctx: &Context) -> Result<Report> {
+        let rows: Vec<f32> = ctx.read(&self.report, 0, self.losses * ROW + 1)?;
+        let numbers: Vec<f32> = rows.into_iter().step_by(ROW).collect();
+        let (losses, norm) = numbers.split_at(self.losses);
+        Ok(Report { losses: losses.to_vec(), norm: norm[0] * self.unscale })
     }
 
     /// Prefix of the first buffer's tensors, PyTorch's word for it.

@@ -40,6 +40,7 @@ batch_size = 2
 max_steps = 6
 [train]
 batch_size = 4
+micro_batch = 2
 max_steps = 14
 checkpoint_steps = 2
 ";
@@ -56,7 +57,7 @@ const SAME: [&str; 6] = [
 
 fn semgen<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> Command {
     let mut command = Command::new(assert_cmd::cargo::cargo_bin!("semgen"));
-    command.args(args);
+    command.args(args).env("SEMGEN_CACHE", Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache"));
     command
 }
 
@@ -191,6 +192,8 @@ fn wrong_usage_is_one_sentence() {
     assert!(refused(&["plan", "--set", "train.batchsize=2"]).contains("did you mean `train.batch_size`"));
     assert!(refused(&["plan", "--set", "train.batch_size"]).contains("KEY=VALUE"));
     assert!(refused(&["plan", "--set", "cube.size=[30,30,30]"]).contains("cube.size"));
+    assert!(refused(&["plan", "--set", "train.micro_batch=5"]).contains("train.micro_batch"));
+    assert!(refused(&["plan", "--adapter", "none", "--set", "train.memory=0.1"]).contains("train.memory"));
     assert!(refused(&["plan", "--config", "/no/such.toml"]).contains("/no/such.toml"));
     let broken = dir.path().join("broken.toml");
     std::fs::write(&broken, "[train\nepochs = 3").unwrap();
@@ -358,7 +361,8 @@ fn devices_and_plans_are_tables_or_json() {
     assert_eq!(phases.iter().map(|p| p["phase"].as_str().unwrap()).collect::<Vec<_>>(), ["autoencoder", "classification", "joint"]);
     for p in phases {
         let flops: u64 = p["ops"].as_array().unwrap().iter().map(|o| o["flops"].as_u64().unwrap()).sum();
-        assert_eq!(Some(flops), p["flops_per_step"].as_u64());
+        let parts = p["batch"].as_u64().unwrap() / p["micro_batch"]["micro_batch"].as_u64().unwrap();
+        assert_eq!(Some(flops * parts), p["flops_per_step"].as_u64());
         let parts = p["device_bytes"].as_object().unwrap();
         let sum: u64 = parts.iter().filter(|(k, _)| *k != "total").map(|(_, v)| v.as_u64().unwrap()).sum();
         assert_eq!(Some(sum), parts["total"].as_u64());
@@ -461,6 +465,44 @@ fn stages_one_by_one_give_what_the_whole_gives() {
     let other = dir.path().join("other");
     let e = refused(&["pretrain", text(&run_dir), "--out", text(&other), "--set", "discover.neighbours=2"]);
     assert!(e.contains("discover"), "{e}");
+}
+
+#[test]
+fn every_phase_takes_the_memory_that_was_planned() {
+    if harness::trusted().is_none() {
+        return;
+    }
+    let dir = scratch();
+    let sets = [
+        "model.base_channels=4",
+        "cube.size=[32,24,16]",
+        "discover.autoencoder.input=[32,32,16]",
+        "discover.autoencoder.base_channels=6",
+        "discover.autoencoder.max_steps=1",
+        "train.max_steps=2",
+        "discover.margin=[0,0,0]",
+        "discover.look_ahead=[0,0,0]",
+    ];
+    let sets: Vec<&str> = sets.iter().flat_map(|s| ["--set", s]).collect();
+    for more in [&["--set", "train.micro_batch=auto"][..], &["--set", "train.recompute=true"]] {
+        let (config, out) = (dir.path().join("tiny.toml"), tempfile::tempdir().unwrap());
+        let out = out.path().join("run");
+        let planned = json(&[&["plan", "--config", text(&config)], &sets[..], more].concat());
+        let used = json(&[&["pretrain", text(scans()), "--config", text(&config), "--out", text(&out)], &sets[..], more].concat());
+        for phase in planned["phases"].as_array().unwrap() {
+            let name = phase["phase"].as_str().unwrap();
+            let (plan, use_) = (phase["device_bytes"]["total"].as_f64().unwrap(), used["device_bytes_by_phase"][name].as_f64().unwrap());
+            assert!((use_ / plan - 1.0).abs() < 0.05, "{name}: {use_} bytes were used, {plan} planned");
+            assert!(plan > 6e6, "{name}: {plan} bytes say nothing");
+        }
+        let most = planned["phases"].as_array().unwrap().iter().map(|p| p["device_bytes"]["total"].as_f64().unwrap()).fold(0.0, f64::max);
+        assert!((used["device_bytes_peak"].as_f64().unwrap() / most - 1.0).abs() < 0.05);
+        // What was decided is kept.
+        let kept = std::fs::read_to_string(out.join("config.toml")).unwrap();
+        assert_eq!(kept.matches("micro_batch = \"auto\"").count(), 0, "{kept}");
+        let environment = std::fs::read_to_string(out.join("environment.json")).unwrap();
+        assert!(environment.contains("whole batch"), "{environment}");
+    }
 }
 
 /// Records of `phase` written so far.

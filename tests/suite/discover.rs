@@ -424,16 +424,17 @@ fn an_autoencoder_left_to_the_program_fits_the_adapter() {
     use semantic_genesis::discover::autoencoder::fitted;
     use semantic_genesis::error::Error;
     use semantic_genesis::gpu::Caps;
+    use semantic_genesis::plan::Options;
     let caps = Caps::minimal();
     let mut c = Config::default();
     // Published: 128×128×64 at width 32, more than the smallest adapter binds.
-    let settings = fitted(&c, &caps, 2).unwrap();
+    let settings = fitted(&c, &caps, &Options::default(), 2).unwrap().0;
     assert_eq!((settings.input, settings.base_channels), (Auto::Given([64, 64, 64]), Auto::Given(32)));
     let roomy = Caps { max_binding: 2 << 30, max_buffer: 8 << 30, ..caps.clone() };
-    assert_eq!(fitted(&c, &roomy, 2).unwrap().input, Auto::Given([128, 128, 64]));
+    assert_eq!(fitted(&c, &roomy, &Options::default(), 2).unwrap().0.input, Auto::Given([128, 128, 64]));
     // What was given is kept or refused.
     c.discover.autoencoder.input = Auto::Given([128, 128, 64]);
-    match fitted(&c, &caps, 2) {
+    match fitted(&c, &caps, &Options::default(), 2) {
         Err(Error::ExceedsLimit { remedy, .. }) => assert!(remedy.contains("discover.autoencoder.input"), "{remedy}"),
         other => panic!("{other:?}"),
     }

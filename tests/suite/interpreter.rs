@@ -59,6 +59,13 @@ fn mode(how: Upsampling) -> Mode {
     }
 }
 
+/// The vectors that a batch norm normalises with.
+fn norm(mean: &[f64], var: &[f64], eps: f64, gamma: &[f64], beta: &[f64]) -> Vec<f64> {
+    let inv_std: Vec<f64> = var.iter().map(|v| 1.0 / (v + eps).sqrt()).collect();
+    let factor: Vec<f64> = inv_std.iter().zip(gamma).map(|(v, g)| v * g).collect();
+    [mean, &factor, beta, &inv_std].concat()
+}
+
 /// Results of one operation.
 fn forward(g: &Graph, node: &Node, x: &[&[f64]]) -> Vec<Vec<f64>> {
     let shape = |i: usize| g.shape(node.inputs[i]);
@@ -94,10 +101,12 @@ fn forward(g: &Graph, node: &Node, x: &[&[f64]]) -> Vec<Vec<f64>> {
             let (mean, var) = batch_norm::reference_statistics(x[0], geom.channels);
             let eps = f64::from(geom.eps);
             let y = batch_norm::reference_normalize(x[0], &mean, &var, eps, x[1], x[2]);
-            let inv_std = var.iter().map(|v| 1.0 / (v + eps).sqrt()).collect();
-            vec![y, mean, inv_std]
+            vec![y, norm(&mean, &var, eps, x[1], x[2])]
         }
-        Op::BatchNormRunning(geom) => vec![batch_norm::reference_normalize(x[0], x[3], x[4], f64::from(geom.eps), x[1], x[2])],
+        Op::BatchNormRunning(geom) => {
+            let eps = f64::from(geom.eps);
+            vec![batch_norm::reference_normalize(x[0], x[3], x[4], eps, x[1], x[2]), norm(x[3], x[4], eps, x[1], x[2])]
+        }
         Op::Activation(f) => vec![x[0].iter().map(|&v| activation::reference_value(*f, v)).collect()],
         Op::PRelu => vec![prelu::reference_forward(x[0], x[1])],
         Op::Add => vec![x[0].iter().zip(x[1]).map(|(a, b)| a + b).collect()],
@@ -120,13 +129,20 @@ fn forward(g: &Graph, node: &Node, x: &[&[f64]]) -> Vec<Vec<f64>> {
         | Op::AvgPoolGrad(_)
         | Op::GlobalAvgPoolGrad
         | Op::UpsampleGrad(..)
-        | Op::BatchNormGrad(_)
-        | Op::BatchNormRunningGrad(_)
+        | Op::BatchNormGrad { .. }
         | Op::ActivationGrad(_)
         | Op::PReluGrad
         | Op::PointwiseGrad(_)
         | Op::CrossEntropyGrad
         | Op::SoftDiceGrad
         | Op::MeanGrad => panic!("{} is a derivative: differences of the loss stand for it", node.op.name()),
+        Op::NormStatistics { .. }
+        | Op::NormFixed(_)
+        | Op::NormApply { .. }
+        | Op::FusedConv3d(_)
+        | Op::LoadedWeightGrad { .. }
+        | Op::NormMaxPool(_)
+        | Op::MaxPoolGradAdd(_)
+        | Op::Head(_) => panic!("{} is made by the planner: the graph as recorded stands for it", node.op.name()),
     }
 }

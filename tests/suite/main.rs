@@ -1,17 +1,21 @@
 //! Integration tests: kernels, gradients, parity, files and the program itself.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod bench;
 mod cli;
 mod data;
 mod discover;
 mod full_width;
+mod fusion;
 mod gradients;
 mod harness;
 mod interpreter;
 mod kernels;
 mod layers;
+mod mixed;
 mod operations;
 mod parity;
 mod plans;
 mod report;
 mod shaders;
+mod steps;

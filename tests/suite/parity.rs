@@ -143,12 +143,11 @@ fn five_steps_of_sgd() {
     let Data::I64(labels) = &e.tensors["labels"].data else { panic!("labels are integers") };
     rig.feed(ctx, "labels", &labels.iter().map(|&l| u32::try_from(l).unwrap()).collect::<Vec<_>>());
     let hyper = Hyper { momentum: 0.9, weight_decay: 1e-4, ..Hyper::default() };
-    let mut update = Update::new(ctx, &rig.store, Optimiser::Sgd, hyper, 0.0).unwrap();
+    let mut update = Update::new(ctx, &rig.store, Optimiser::Sgd, hyper, 0.0, 1, &[]).unwrap();
     let mut losses = Vec::new();
     for _ in 0..5 {
         rig.run(ctx);
         losses.extend(rig.read(ctx, "loss"));
-        update.measure(ctx).unwrap();
         update.apply(ctx, 0.1).unwrap();
     }
     close("losses", &losses, &extra.tensors["ynet.sgd_losses"], 1e-5);

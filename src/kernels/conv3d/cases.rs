@@ -399,11 +399,13 @@ pub fn cases() -> Vec<Case> {
         let what = format!("{batch}×{input:?} {counts:?}→{co} kernel {kernel:?} stride {stride:?} padding {padding:?}");
         let mut add = |extras: Extras| {
             let (s, w) = (sources.clone(), format!("{what}{extras}"));
-            out.push(Case::new("conv3d", "forward", w.clone(), move |ctx| forward_case(ctx, &g, &s, extras)));
+            out.push(Case::new("conv3d", "forward", w.clone(), move |ctx| forward_case(ctx, &g, &s, extras)).stored(extras.dtype));
             let s = sources.clone();
-            out.push(Case::new("conv3d", "backward_input", w.clone(), move |ctx| backward_input_case(ctx, &g, &s, extras)));
+            out.push(
+                Case::new("conv3d", "backward_input", w.clone(), move |ctx| backward_input_case(ctx, &g, &s, extras)).stored(extras.dtype),
+            );
             let s = sources.clone();
-            out.push(Case::new("conv3d", "backward_weight", w, move |ctx| backward_weight_case(ctx, &g, &s, extras)));
+            out.push(Case::new("conv3d", "backward_weight", w, move |ctx| backward_weight_case(ctx, &g, &s, extras)).stored(extras.dtype));
         };
         add(Extras::default());
         add(Extras { bias: true, fused: true, ..Extras::default() });
@@ -487,7 +489,7 @@ mod tests {
 
     #[test]
     fn choices_are_named_and_followed_where_they_can_be() {
-        let caps = crate::gpu::Caps { subgroup_min: 8, subgroup_max: 8, ..crate::gpu::Caps::minimal() };
+        let caps = crate::gpu::Caps { subgroup_min: 8, subgroup_max: 8, int64: true, ..crate::gpu::Caps::minimal() };
         let g = Geom::new(1, [32; 3], 32, 64, [3; 3], [1; 3], [1; 3]).unwrap();
         let p = problem(Pass::Forward, &g, g.whole(), Dtype::F32);
         assert_eq!(p.key(), "conv3d forward 32>64 1x32x32x32 k3 s1 p1 f32");

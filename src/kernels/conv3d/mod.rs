@@ -17,6 +17,7 @@ mod product;
 mod product_cases;
 pub mod simt;
 mod statistics;
+mod text;
 mod tile;
 
 pub use cases::{cases, reference_backward_input, reference_backward_weight, reference_forward};
@@ -122,7 +123,7 @@ pub enum Variant {
     Plain,
     /// Register tile; the channels it owns in fours.
     Tile,
-    /// Register tile with weights broadcast over subgroups of eight.
+    /// Register tile for subgroups of eight that share what they load, eight numbers a lane; needs 64-bit integers.
     Sub8,
     /// Tile in workgroup memory.
     Simt(simt::Tile),
@@ -228,7 +229,7 @@ impl Problem {
             out.extend(simt::candidates(caps, &flat).into_iter().map(Variant::Simt));
         }
         if tile::fits(self) {
-            if caps.subgroup8() {
+            if caps.subgroup8() && caps.int64 {
                 out.push(Variant::Sub8);
             }
             out.push(Variant::Tile);

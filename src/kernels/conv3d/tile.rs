@@ -1,16 +1,9 @@
-//! The register-tile variants, their text generation and the packing of their weights.
-//!
-//! The shapes follow what measured fastest on the CPU adapter: a load costs about as much as a
-//! hundred multiply-adds there, so an invocation reuses each loaded vec4 as often as registers
-//! allow, and eight weights are fetched by one load of which each lane holds one.
-
-use std::fmt::Write;
-use std::sync::Arc;
+//! The register-tile variants: their geometry, the packing of their weights and their launches.
 
 use super::plain::{self, bind_some};
 use super::{Geom, Input, Output, Pass, Problem, Source};
 use crate::error::Result;
-use crate::gpu::{Caps, Dispatch, Dtype, Recorder, View};
+use crate::gpu::{Caps, Dispatch, Recorder, View};
 use crate::kernels::{Const, specialise};
 
 /// Whether the tiles can do it: the channels that they own come in fours (those they sum over may be any number), and
@@ -26,29 +19,9 @@ pub(super) fn fits(p: &Problem) -> bool {
     }
 }
 
-/// The type of `lot` numbers as they are stored.
-fn stored(lot: usize, dtype: Dtype) -> Const {
-    Const::Type(match (lot, dtype) {
-        (4, Dtype::F32) => "vec4<f32>",
-        (4, Dtype::F16) => "vec4<f16>",
-        (_, Dtype::F32) => "f32",
-        (_, Dtype::F16) => "f16",
-    })
-}
-
-/// The text of `load`ed numbers after batch norm and ReLU.
-fn normalised(load: &str) -> String {
-    format!("max(({load} - mean) * factor + shift, Elem())")
-}
-
 /// Input channels that one load takes: four, or one where their number is no multiple of four.
-fn lot(channels: usize) -> usize {
+pub(super) fn lot(channels: usize) -> usize {
     if channels.is_multiple_of(4) { 4 } else { 1 }
-}
-
-/// The text of component `j` of the loaded `x<i>`.
-fn component(i: usize, j: usize, lot: usize) -> String {
-    if lot == 1 { format!("x{i}") } else { format!("x{i}.{}", ["x", "y", "z", "w"][j]) }
 }
 
 /// Output channels an invocation owns.
@@ -62,39 +35,22 @@ fn wide(channels: usize, most: usize) -> usize {
 
 /// The convolution that a tile kernel carries out; for input gradients not the layer's own.
 #[derive(Clone, Copy)]
-struct Tile {
+pub(super) struct Tile {
     /// Grid read from.
-    grid: [usize; 3],
+    pub(super) grid: [usize; 3],
     /// Grid of tiles (before the block factor).
-    out: [usize; 3],
-    rows: usize,
+    pub(super) out: [usize; 3],
+    /// Channels summed over.
+    pub(super) rows: usize,
     /// Channels of the tensor written.
-    columns: usize,
-    kernel: [usize; 3],
-    stride: [usize; 3],
-    padding: [usize; 3],
+    pub(super) columns: usize,
+    pub(super) kernel: [usize; 3],
+    pub(super) stride: [usize; 3],
+    pub(super) padding: [usize; 3],
     /// Each output becomes a block of this size.
-    factor: [usize; 3],
-    sub8: bool,
-}
-
-/// Where along W a tile reads: constant offset `i`, and whether some tile reads outside the grid there.
-fn taps_along_w(t: &Tile, tw: usize) -> Vec<bool> {
-    let tiles = t.out[2].div_ceil(tw);
-    let count = (tw - 1) * t.stride[2] + t.kernel[2];
-    (0..count)
-        .map(|i| {
-            (0..tiles).any(|wb| {
-                let w = wb * tw * t.stride[2] + i;
-                w < t.padding[2] || w - t.padding[2] >= t.grid[2]
-            })
-        })
-        .collect()
-}
-
-/// Whether some output row reads an input row outside the grid.
-fn rows_leave(t: &Tile) -> bool {
-    (0..2).any(|a| t.padding[a] > 0 || (t.out[a] - 1) * t.stride[a] + t.kernel[a] > t.grid[a] + t.padding[a])
+    pub(super) factor: [usize; 3],
+    /// For subgroups of eight.
+    pub(super) sub8: bool,
 }
 
 impl Tile {
@@ -113,253 +69,20 @@ impl Tile {
         }
     }
 
-    fn tw(&self) -> usize {
+    /// Outputs along W that an invocation owns.
+    pub(super) fn tw(&self) -> usize {
         [4, 2, 1].into_iter().find(|&t| t <= self.out[2]).unwrap_or(1)
     }
 
-    fn lanes(&self) -> usize {
+    /// Invocations of a workgroup.
+    pub(super) fn lanes(&self) -> usize {
         if self.sub8 { 8 } else { 64 }
     }
 
-    /// The constants of a text that reads a tensor stored as `read`.
-    fn header(&self, read: Dtype, tw: usize, wide: usize, blocks: usize, body: usize) -> Vec<(&'static str, Const)> {
-        let u = Const::U32;
-        vec![
-            ("Elem", stored(lot(self.rows), Dtype::F32)),
-            ("Read", stored(lot(self.rows), read)),
-            ("LANES", u(self.lanes())),
-            ("TW", u(tw)),
-            ("WIDE4", u(wide / 4)),
-            ("D", u(self.grid[0])),
-            ("H", u(self.grid[1])),
-            ("W", u(self.grid[2])),
-            ("OD", u(self.out[0])),
-            ("OH", u(self.out[1])),
-            ("OW", u(self.out[2])),
-            ("WB", u(self.out[2].div_ceil(tw))),
-            ("CIN", u(self.rows / lot(self.rows))),
-            ("CO4", u(self.columns / 4)),
-            ("KD", u(self.kernel[0])),
-            ("KH", u(self.kernel[1])),
-            ("KW", u(self.kernel[2])),
-            ("SD", u(self.stride[0])),
-            ("SH", u(self.stride[1])),
-            ("SW", u(self.stride[2])),
-            ("PD", u(self.padding[0])),
-            ("PH", u(self.padding[1])),
-            ("PW", u(self.padding[2])),
-            ("FD", u(self.factor[0])),
-            ("FH", u(self.factor[1])),
-            ("FW", u(self.factor[2])),
-            ("BODY", u(body)),
-            ("BLOCKS", u(blocks)),
-        ]
-    }
-
-    fn signature(&self, entry: &str) -> String {
-        let lane = if self.sub8 { ", @builtin(subgroup_invocation_id) lane: u32" } else { "" };
-        format!(
-            "fn {entry}(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) t: u32{lane}) {{"
-        )
-    }
-
-    /// Clamped offsets along W, `o0…`, and validity `v<i>` where a tile can leave the grid.
-    fn offsets(&self, outside: &[bool], indent: &str) -> String {
-        let mut s = String::new();
-        for (i, &leaves) in outside.iter().enumerate() {
-            if leaves {
-                let _ = writeln!(s, "{indent}let o{i} = u32(clamp(first + {i}, 0, i32(W) - 1)) * CIN;");
-                let _ = writeln!(s, "{indent}let v{i} = first + {i} >= 0 && first + {i} < i32(W);");
-            } else {
-                let _ = writeln!(s, "{indent}let o{i} = u32(first + {i}) * CIN;");
-            }
-        }
-        s
-    }
-
-    /// Loads `x<i>` from `input[base + o<i>]`, with `norm` normalised, zero outside the grid.
-    fn loads(&self, outside: &[bool], base: &str, norm: bool) -> String {
-        let mut s = String::new();
-        let rows = rows_leave(self);
-        for (i, &leaves) in outside.iter().enumerate() {
-            let valid = match (rows, leaves) {
-                (false, false) => None,
-                (true, false) => Some("inside".to_owned()),
-                (false, true) => Some(format!("v{i}")),
-                (true, true) => Some(format!("inside && v{i}")),
-            };
-            let load = format!("Elem(input[{base} + o{i}])");
-            let load = if norm { normalised(&load) } else { load };
-            let _ = match valid {
-                None => writeln!(s, "let x{i} = {load};"),
-                Some(v) => writeln!(s, "let x{i} = select(Elem(), {load}, {v});"),
-            };
-        }
-        s
-    }
-
-    /// Text of the forward kernel with `wide` output channels an invocation.
-    fn forward_text(&self, wide: usize, blocks: usize, l: &Launch) -> Arc<str> {
-        let (bias, norm) = (l.bias.is_some(), l.norm.is_some());
-        let (tw, quads) = (self.tw(), wide / 4);
-        let outside = taps_along_w(self, tw);
-        let body_len = self.body(wide);
-        let mut begin = self.offsets(&outside, "    ");
-        for t in 0..tw {
-            for r in 0..quads {
-                let zero = if bias { format!("bias[block * WIDE4 % CO4 + {r}u]") } else { "vec4<f32>()".into() };
-                let _ = writeln!(begin, "    var a{t}_{r} = {zero};");
-            }
-        }
-        let mut body = String::new();
-        let lot = lot(self.rows);
-        let weights = lot * self.kernel[2] * quads;
-        if self.sub8 {
-            for k in 0..weights.div_ceil(8) {
-                let _ = writeln!(body, "let q{k} = packed[k + {}u + lane];", 8 * k);
-            }
-        }
-        if norm {
-            body += "let mean = norm[c]; let factor = norm[CIN + c]; let shift = norm[2u * CIN + c];\n";
-        }
-        body += &self.loads(&outside, "row", norm);
-        for i in 0..weights {
-            let (r, kw, j) = (i % quads, i / quads % self.kernel[2], i / (quads * self.kernel[2]));
-            let v = if self.sub8 { format!("subgroupBroadcast(q{}, {}u)", i / 8, i % 8) } else { format!("packed[k + {i}u]") };
-            let _ = write!(body, "{{ let v = {v};");
-            for t in 0..tw {
-                let _ = write!(body, " a{t}_{r} += v * {};", component(t * self.stride[2] + kw, j, lot));
-            }
-            body += " }\n";
-        }
-        let ragged = |t: usize| t > 0 && !self.out[2].is_multiple_of(tw);
-        let mut store = String::new();
-        for t in 0..tw {
-            if ragged(t) {
-                let _ = writeln!(store, "if wb * TW + {t}u < OW {{");
-            }
-            for r in 0..quads {
-                let at = format!("output[out + {t}u * FW * CO4 + {r}u]");
-                if l.accumulate {
-                    let _ = writeln!(store, "a{t}_{r} += vec4<f32>({at});");
-                }
-                let _ = writeln!(store, "{at} = Written(a{t}_{r});");
-            }
-            if ragged(t) {
-                store += "}\n";
-            }
-        }
-        let mut statistics = String::new();
-        if l.statistics.is_some() {
-            // Over the workgroup's rows: lanes and the tile's outputs that are none count nothing.
-            let total = |v: &str| if self.sub8 { format!("subgroupAdd({v})") } else { format!("group_sum({v}, t)") };
-            let own = |t: usize| if ragged(t) { format!("live && wb * TW + {t}u < OW") } else { "live".to_owned() };
-            for t in 0..tw {
-                let _ = writeln!(statistics, "let own{t} = {};", own(t));
-            }
-            let sum_of = |f: &dyn Fn(usize) -> String| (0..tw).map(f).collect::<Vec<_>>().join(" + ");
-            let counted = sum_of(&|t| format!("select(0.0, 1.0, own{t})"));
-            let _ = writeln!(statistics, "let rows_n = {};", total(&format!("vec4<f32>({counted})")));
-            statistics += "let to = (p.first_partial + group % blocks) * 3u * CO4 + block * WIDE4;\n";
-            for r in 0..quads {
-                let sum = total(&sum_of(&|t| format!("select(vec4<f32>(), a{t}_{r}, own{t})")));
-                let _ = writeln!(statistics, "let mean{r} = {sum} / max(rows_n, vec4<f32>(1.0));");
-                for t in 0..tw {
-                    let _ = writeln!(statistics, "let d{t}_{r} = select(vec4<f32>(), a{t}_{r} - mean{r}, own{t});");
-                }
-                let _ = writeln!(statistics, "let squares{r} = {};", total(&sum_of(&|t| format!("d{t}_{r} * d{t}_{r}"))));
-            }
-            statistics += "if t == 0u && group < p.last {\n";
-            for r in 0..quads {
-                let _ = writeln!(statistics, "statistics[to + {r}u] = rows_n;");
-                let _ = writeln!(statistics, "statistics[to + CO4 + {r}u] = mean{r};");
-                let _ = writeln!(statistics, "statistics[to + 2u * CO4 + {r}u] = squares{r};");
-            }
-            statistics += "}\n";
-        }
-        let signature = self.signature("forward");
-        let mut header = self.header(l.input.dtype, tw, wide, blocks, body_len);
-        header.push(("Written", stored(4, l.output.dtype)));
-        let blocks = [("signature", &signature[..]), ("begin", &begin), ("body", &body), ("store", &store), ("statistics", &statistics)];
-        specialise("conv3d_tile", &header, &blocks)
-    }
-
     /// vec4 per packed (block, kd, kh, input lot), rounded up so that every lane's load stays inside.
-    fn body(&self, wide: usize) -> usize {
-        (self.kernel[2] * wide / 4 * lot(self.rows)).next_multiple_of(8)
-    }
-
-    /// Text of the weight-gradient kernel, from tensors stored as given.
-    fn weight_text(&self, wide: usize, blocks: usize, input: Dtype, gradient: Dtype, norm: bool) -> Arc<str> {
-        let (tw, quads, kw_n) = (self.tw(), wide / 4, self.kernel[2]);
-        let outside = taps_along_w(self, tw);
-        let mut begin = String::new();
-        if norm {
-            begin += "    let mean = norm[c]; let factor = norm[CIN + c]; let shift = norm[2u * CIN + c];\n";
-        }
-        // Four input channels by each output channel, or one input channel by output channels in fours.
-        let lot = lot(self.rows);
-        let owned = if lot == 4 { wide } else { quads };
-        for kw in 0..kw_n {
-            for o in 0..owned {
-                let _ = writeln!(begin, "    var a{kw}_{o} = vec4<f32>();");
-            }
-        }
-        let mut body = self.offsets(&outside, "");
-        let ragged = !self.out[2].is_multiple_of(tw);
-        let values = tw * quads;
-        if self.sub8 {
-            // Lane l fetches element l: voxel l / quads, channel quad l % quads.
-            for k in 0..values.div_ceil(8) {
-                let _ = writeln!(body, "let e{k} = min(lane + {}u, {}u);", 8 * k, values - 1);
-                let voxel = format!("e{k} / {quads}u");
-                if ragged {
-                    let _ = writeln!(body, "let f{k} = wb * TW + {voxel} < OW;");
-                    let _ = writeln!(
-                        body,
-                        "let q{k} = select(vec4<f32>(), vec4<f32>(d_output[select(row * OW * CO4, y + {voxel} * CO4 + e{k} % {quads}u, f{k})]), f{k});"
-                    );
-                } else {
-                    let _ = writeln!(body, "let q{k} = vec4<f32>(d_output[y + {voxel} * CO4 + e{k} % {quads}u]);");
-                }
-            }
-        }
-        body += &self.loads(&outside, "x", norm);
-        for i in 0..values {
-            let (t, r) = (i / quads, i % quads);
-            let v = if self.sub8 {
-                format!("subgroupBroadcast(q{}, {}u)", i / 8, i % 8)
-            } else if ragged && t > 0 {
-                format!(
-                    "select(vec4<f32>(), vec4<f32>(d_output[select(row * OW * CO4, y + {t}u * CO4 + {r}u, wb * TW + {t}u < OW)]), wb * TW + {t}u < OW)"
-                )
-            } else {
-                format!("vec4<f32>(d_output[y + {t}u * CO4 + {r}u])")
-            };
-            let _ = write!(body, "{{ let v = {v};");
-            for kw in 0..kw_n {
-                let x = t * self.stride[2] + kw;
-                if lot == 1 {
-                    let _ = write!(body, " a{kw}_{r} += v * x{x};");
-                    continue;
-                }
-                for (n, c) in ["x", "y", "z", "w"].iter().enumerate() {
-                    let _ = write!(body, " a{kw}_{} += x{x} * v.{c};", 4 * r + n);
-                }
-            }
-            body += " }\n";
-        }
-        let mut store = String::new();
-        for kw in 0..kw_n {
-            for o in 0..wide {
-                let value = if lot == 4 { format!("a{kw}_{o}") } else { format!("a{kw}_{}.{}", o / 4, ["x", "y", "z", "w"][o % 4]) };
-                let _ = writeln!(store, "part[out + {kw}u * CO4 * 4u * CIN + {o}u * CIN] = {value};");
-            }
-        }
-        let signature = self.signature("backward_weight");
-        let mut header = self.header(input, tw, wide, blocks, 0);
-        header.push(("Gradient", stored(4, gradient)));
-        specialise("conv3d_tile_weight", &header, &[("signature", &signature), ("begin", &begin), ("body", &body), ("store", &store)])
+    pub(super) fn body(&self, wide: usize) -> usize {
+        let used = self.kernel[2] * wide / 4 * lot(self.rows);
+        if self.sub8 { used.next_multiple_of(16) } else { used }
     }
 }
 
@@ -375,7 +98,8 @@ fn pack(rec: &mut Recorder<'_>, mode: Pack, g: &Geom, s: Source, t: &Tile, wide:
     let body = t.body(wide);
     let total = blocks * (t.rows / lot(t.rows)) * t.kernel[0] * t.kernel[1] * body;
     let packed = rec.scratch(total * 4);
-    let d = Dispatch::new("conv3d", "pack", specialise("conv3d_pack", &[("MODE", Const::U32(mode as usize))], &[]))
+    let text = specialise("conv3d_pack", &[("MODE", Const::U32(mode as usize)), ("PAIRED", Const::Bool(t.sub8))], &[]);
+    let d = Dispatch::new("conv3d", "pack", text)
         .bind(weight)
         .bind(packed)
         .param("kd", g.kernel[0])
@@ -398,13 +122,13 @@ fn pack(rec: &mut Recorder<'_>, mode: Pack, g: &Geom, s: Source, t: &Tile, wide:
 }
 
 /// The tensors of a launch of the forward kernel, which input gradients use as well.
-struct Launch {
-    input: View,
-    norm: Option<View>,
-    bias: Option<View>,
-    output: View,
-    statistics: Option<View>,
-    accumulate: bool,
+pub(super) struct Launch {
+    pub(super) input: View,
+    pub(super) norm: Option<View>,
+    pub(super) bias: Option<View>,
+    pub(super) output: View,
+    pub(super) statistics: Option<View>,
+    pub(super) accumulate: bool,
 }
 
 pub(super) fn forward(
@@ -525,7 +249,14 @@ pub(super) fn backward_weight(
     let p = &Problem { geom: problem.geom.flattened(), ..*problem };
     let (g, s) = (&p.geom, p.source);
     let t = Tile::of(g, s, sub8);
-    let wide = wide(g.out_channels, if g.kernel[2] <= 2 { 16 } else { 8 });
+    let most = if let Ok(v) = std::env::var("WW") {
+        v.parse().unwrap()
+    } else if sub8 || g.kernel[2] <= 2 {
+        16
+    } else {
+        8
+    };
+    let wide = wide(g.out_channels, most);
     let blocks = g.out_channels / wide;
     let elements = g.taps() * g.out_channels * s.channels;
     let (xs, ys, flops) = (g.input_sample(s.channels), g.output_sample(), g.flops_per_sample(s.channels));
