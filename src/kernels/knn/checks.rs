@@ -3,7 +3,7 @@
 use super::super::check::{Case, Outcome, Trial, compare, numbers};
 use super::{Tiles, distances, nearest_tiled, select};
 use crate::error::Result;
-use crate::gpu::{Caps, Context, Recorder, STAGING};
+use crate::gpu::{Caps, Context, Recorder};
 
 /// [`super::nearest`] by brute force in f64; distances are returned squared.
 pub fn reference_nearest(queries: &[f32], base: &[f32], width: usize, k: usize) -> Vec<Vec<(u32, f64)>> {
