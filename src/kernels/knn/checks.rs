@@ -176,6 +176,7 @@ pub fn cases() -> Vec<Case> {
 mod tests {
     use super::super::{MAX_K, check, device_bytes, nearest};
     use super::*;
+    use crate::gpu::STAGING;
 
     #[test]
     fn tiles_are_bounded_for_the_largest_data_on_every_adapter() {
