@@ -1,11 +1,11 @@
 // Elementwise activations and their derivatives; an invocation takes TURNS vectors.
 // uses: grid
-// expects: FUNCTION (0 relu, 1 elu, 2 sigmoid), Elem (f32 or vec4<f32>)
+// expects: FUNCTION (0 relu, 1 elu, 2 sigmoid), Elem (f32 or vec4<f32>), Stored (Elem, or the same of f16)
 struct Params { n: u32 }                                                // vectors
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> input: array<Elem>;            // [n]; backward: the forward output
-@group(0) @binding(2) var<storage, read> d_output: array<Elem>;         // [n]
-@group(0) @binding(3) var<storage, read_write> output: array<Elem>;     // [n]; backward: d_input
+@group(0) @binding(1) var<storage, read> input: array<Stored>;          // [n]; backward: the forward output
+@group(0) @binding(2) var<storage, read> d_output: array<Stored>;       // [n]
+@group(0) @binding(3) var<storage, read_write> output: array<Stored>;   // [n]; backward: d_input
 
 const LANES: u32 = 64u;
 const TURNS: u32 = 4u;
@@ -29,7 +29,7 @@ fn forward(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count:
     let first = flat_group(wg, count) * LANES * TURNS + lane;
     for (var turn = 0u; turn < TURNS; turn++) {
         let i = first + turn * LANES;
-        if i < params.n { output[i] = value(input[i]); }
+        if i < params.n { output[i] = Stored(value(Elem(input[i]))); }
     }
 }
 
@@ -38,6 +38,6 @@ fn backward(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count
     let first = flat_group(wg, count) * LANES * TURNS + lane;
     for (var turn = 0u; turn < TURNS; turn++) {
         let i = first + turn * LANES;
-        if i < params.n { output[i] = d_output[i] * slope(input[i]); }
+        if i < params.n { output[i] = Stored(Elem(d_output[i]) * slope(Elem(input[i]))); }
     }
 }

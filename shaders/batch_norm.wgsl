@@ -3,7 +3,7 @@
 // entry merge (count, mean, squares) as Chan et al. do, so that a large mean costs no digits.
 // What normalises is kept as four vectors, `norm`: mean, factor = γ/std, shift = β, 1/std.
 // uses: grid, rows
-// expects: Elem (f32 or vec4<f32>), FIXED (the statistics do not depend on x), RELU (a ReLU follows)
+// expects: Elem (f32 or vec4<f32>), Stored (Elem, or the same of f16), FIXED (the statistics do not depend on x), RELU (a ReLU follows)
 struct Params {
     rows: u32,            // rows of this part
     vectors: u32,         // channel vectors
@@ -15,8 +15,8 @@ struct Params {
     momentum: f32,
 }
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<Elem>;                            // [rows, C]
-@group(0) @binding(2) var<storage, read> d_y: array<Elem>;                          // [rows, C]
+@group(0) @binding(1) var<storage, read> x: array<Stored>;                          // [rows, C]
+@group(0) @binding(2) var<storage, read> d_y: array<Stored>;                        // [rows, C]
 @group(0) @binding(3) var<storage, read> partials: array<Elem>;                     // [partials, 3 or 2, C]
 @group(0) @binding(4) var<storage, read> norm: array<Elem>;                         // [4, C] mean, factor, shift, 1/std
 @group(0) @binding(5) var<storage, read> gamma: array<Elem>;                        // [C]
@@ -27,8 +27,8 @@ struct Params {
 @group(0) @binding(10) var<storage, read_write> running_mean: array<Elem>;          // [C]
 @group(0) @binding(11) var<storage, read_write> running_var: array<Elem>;           // [C]
 @group(0) @binding(12) var<storage, read_write> norm_out: array<Elem>;              // [4, C]
-@group(0) @binding(13) var<storage, read_write> y: array<Elem>;                     // [rows, C]
-@group(0) @binding(14) var<storage, read_write> d_x: array<Elem>;                   // [rows, C]
+@group(0) @binding(13) var<storage, read_write> y: array<Stored>;                   // [rows, C]
+@group(0) @binding(14) var<storage, read_write> d_x: array<Stored>;                 // [rows, C]
 @group(0) @binding(15) var<storage, read_write> d_gamma: array<Elem>;               // [C]
 @group(0) @binding(16) var<storage, read_write> d_beta: array<Elem>;                // [C]
 @group(0) @binding(17) var<storage, read_write> partials_out: array<Elem>;          // [partials, 3 or 2, C]
@@ -90,12 +90,12 @@ fn merge_sums(lane: u32, row: u32, width: u32, number: u32) {
 @compute @workgroup_size(LANES)
 fn statistics(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let s = share(flat_group(wg, count), lane, params.rows, params.vectors, params.chunk);
-    let pivot = x[min(s.first, max(s.end, 1u) - 1u) * params.vectors + s.channel];
+    let pivot = Elem(x[min(s.first, max(s.end, 1u) - 1u) * params.vectors + s.channel]);
     var n = 0.0;
     var sum = Elem(0.0);
     var squares = Elem(0.0);
     for (var r = s.first; r < s.end; r += s.step) {
-        let d = x[r * params.vectors + s.channel] - pivot;
+        let d = Elem(x[r * params.vectors + s.channel]) - pivot;
         sum += d;
         squares += d * d;
         n += 1.0;
@@ -157,16 +157,16 @@ fn apply(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: v
     let n = norm_of(s.channel);
     for (var r = s.first; r < s.end; r += s.step) {
         let i = r * params.vectors + s.channel;
-        var v = normalized(n, x[i]);
+        var v = normalized(n, Elem(x[i]));
         if RELU { v = select(v, Elem(0.0), v < Elem(0.0)); }
-        y[i] = v;
+        y[i] = Stored(v);
     }
 }
 
 // The gradient that arrives at the norm: with RELU, where its result is positive.
 fn arriving(n: Norm, i: u32, x: Elem) -> Elem {
-    if RELU { return select(Elem(0.0), d_y[i], normalized(n, x) > Elem(0.0)); }
-    return d_y[i];
+    if RELU { return select(Elem(0.0), Elem(d_y[i]), normalized(n, x) > Elem(0.0)); }
+    return Elem(d_y[i]);
 }
 
 // Sums of d_y and of d_y · (x - mean) / std over one chunk.
@@ -178,7 +178,7 @@ fn backward_sums(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) 
     var products = Elem(0.0);
     for (var r = s.first; r < s.end; r += s.step) {
         let i = r * params.vectors + s.channel;
-        let value = x[i];
+        let value = Elem(x[i]);
         let d = arriving(n, i, value);
         sum += d;
         products += d * (value - n.mean);
@@ -224,7 +224,7 @@ fn backward_input(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups)
     let c = coefficients[params.vectors + s.channel];
     for (var r = s.first; r < s.end; r += s.step) {
         let i = r * params.vectors + s.channel;
-        let value = x[i];
-        d_x[i] = n.factor * (arriving(n, i, value) - b - c * (value - n.mean));
+        let value = Elem(x[i]);
+        d_x[i] = Stored(n.factor * (arriving(n, i, value) - b - c * (value - n.mean)));
     }
 }

@@ -14,7 +14,7 @@ fn place(group: u32, round: u32, lane: u32) -> u32 {
 }
 
 @compute @workgroup_size(LANES)
-fn copy(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn copying(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let group = flat_group(wg, count);
     for (var r = 0u; r < params.rounds; r++) {
         let i = place(group, r, lane);
@@ -30,7 +30,7 @@ fn copy(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: ve
 }
 
 @compute @workgroup_size(LANES)
-fn read(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn reading(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let group = flat_group(wg, count);
     var a = vec4<f32>();
     var b = vec4<f32>();
@@ -45,7 +45,7 @@ fn read(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: ve
 }
 
 @compute @workgroup_size(LANES)
-fn write(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn writing(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let group = flat_group(wg, count);
     for (var r = 0u; r < params.rounds; r++) {
         let i = place(group, r, lane);

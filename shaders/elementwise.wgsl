@@ -1,12 +1,12 @@
 // Sum of two tensors, product with a number, adding such a product to a sum, and filling with a number; an invocation
 // takes TURNS vectors.
 // uses: grid
-// expects: Elem (f32 or vec4<f32>)
+// expects: Elem (f32 or vec4<f32>), Stored (Elem, or the same of f16)
 struct Params { n: u32, number: f32 }                                   // vectors; factor or value
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> a: array<Elem>;                // [n]
-@group(0) @binding(2) var<storage, read> b: array<Elem>;                // [n]
-@group(0) @binding(3) var<storage, read_write> output: array<Elem>;     // [n]
+@group(0) @binding(1) var<storage, read> a: array<Stored>;              // [n]
+@group(0) @binding(2) var<storage, read> b: array<Stored>;              // [n]
+@group(0) @binding(3) var<storage, read_write> output: array<Stored>;   // [n]
 
 const LANES: u32 = 64u;
 const TURNS: u32 = 4u;
@@ -16,7 +16,7 @@ fn add(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: vec
     let first = flat_group(wg, count) * LANES * TURNS + lane;
     for (var turn = 0u; turn < TURNS; turn++) {
         let i = first + turn * LANES;
-        if i < params.n { output[i] = a[i] + b[i]; }
+        if i < params.n { output[i] = Stored(Elem(a[i]) + Elem(b[i])); }
     }
 }
 
@@ -25,7 +25,7 @@ fn scale(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: v
     let first = flat_group(wg, count) * LANES * TURNS + lane;
     for (var turn = 0u; turn < TURNS; turn++) {
         let i = first + turn * LANES;
-        if i < params.n { output[i] = a[i] * params.number; }
+        if i < params.n { output[i] = Stored(Elem(a[i]) * params.number); }
     }
 }
 
@@ -34,7 +34,7 @@ fn accumulate(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) cou
     let first = flat_group(wg, count) * LANES * TURNS + lane;
     for (var turn = 0u; turn < TURNS; turn++) {
         let i = first + turn * LANES;
-        if i < params.n { output[i] += a[i] * params.number; }
+        if i < params.n { output[i] = Stored(Elem(output[i]) + Elem(a[i]) * params.number); }
     }
 }
 
@@ -43,6 +43,6 @@ fn fill(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: ve
     let first = flat_group(wg, count) * LANES * TURNS + lane;
     for (var turn = 0u; turn < TURNS; turn++) {
         let i = first + turn * LANES;
-        if i < params.n { output[i] = Elem(params.number); }
+        if i < params.n { output[i] = Stored(Elem(params.number)); }
     }
 }

@@ -3,7 +3,7 @@
 // A workgroup takes `turns` tiles of 64 voxels of one sample: an invocation first makes a voxel's logit, then it adds up
 // the weight gradient of one channel vector over every few voxels of the tile.
 // uses: grid, group_sum
-// expects: Elem (f32 or vec4<f32>), VECTORS (channel vectors of a voxel, at most 64), KIND (0 squared, 1 absolute error)
+// expects: Elem (f32 or vec4<f32>), Stored (Elem, or the same of f16), VECTORS (channel vectors of a voxel, at most 64), KIND (0 squared, 1 absolute error)
 struct Params {
     batch: u32,           // samples of this dispatch
     voxels: u32,          // of a sample
@@ -13,7 +13,7 @@ struct Params {
     inverse: f32,         // 1 / voxels
 }
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<Elem>;                        // [batch, voxels, C]
+@group(0) @binding(1) var<storage, read> x: array<Stored>;                      // [batch, voxels, C]
 @group(0) @binding(2) var<storage, read> norm: array<Elem>;                     // [4, C]
 @group(0) @binding(3) var<storage, read> weight: array<Elem>;                   // [C]
 @group(0) @binding(4) var<storage, read> bias: array<f32>;                      // [1]
@@ -33,7 +33,8 @@ const STRIDE: u32 = VECTORS + 2u;
 // Voxels whose weight gradient a workgroup adds up side by side.
 const SIDE: u32 = LANES / VECTORS;
 
-var<workgroup> slopes: array<f32, LANES>;
+// Gradients of a tile's logits, then zeros.
+var<workgroup> slopes: array<f32, 2u * LANES>;
 var<workgroup> tile: array<Elem, LANES>;
 
 //@sum_of
@@ -85,6 +86,9 @@ fn train(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: v
     let run = run(group);
     let row = t / VECTORS;
     let c = t - row * VECTORS;
+    // Invocations without a channel vector of their own find zeros.
+    let first = select(row, LANES, row >= SIDE);
+    slopes[LANES + t] = 0.0;
     let n = norm_of(c, VECTORS);
     let factor = d_loss[params.first + min(group / params.parts, params.batch - 1u)] * params.inverse;
     var own = vec4<f32>();
@@ -103,8 +107,9 @@ fn train(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: v
         }
         slopes[t] = d;
         workgroupBarrier();
-        if row < SIDE {
-            for (var j = row; j < LANES; j += SIDE) { gradient += load(min(start + j, run.last) * VECTORS + c, n) * slopes[j]; }
+        for (var k = 0u; k < (LANES + SIDE - 1u) / SIDE; k++) {
+            let j = first + k * SIDE;
+            gradient += load(min(start + j, run.last) * VECTORS + c, n) * slopes[min(j, 2u * LANES - 1u)];
         }
         workgroupBarrier();
     }

@@ -12,6 +12,7 @@ struct Step {
     bias1: f32,                                                         // 1 - beta1^t
     bias2: f32,                                                         // 1 - beta2^t
     momentum: f32,
+    unscale: f32,                                                       // 1 / loss scale; clip.wgsl has put it into `scale`
 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> d_param: array<Elem>;          // [n]

@@ -2,7 +2,7 @@
 // one position. The `_2` entries are for windows of 2×2×2 at stride 2 without padding, where
 // every input lies in at most one window: their backward passes go over cells of 2×2×2 inputs.
 // uses: grid
-// expects: Elem (f32 or vec4<f32>), Index (u32 or vec4<u32>)
+// expects: Elem (f32 or vec4<f32>), Stored (Elem, or the same of f16), Index (u32 or vec4<u32>)
 struct Params {
     n: u32,           // channel vectors of all samples' outputs; backward: inputs; backward _2: cells
     vectors: u32,     // channel vectors of a position
@@ -14,14 +14,14 @@ struct Params {
     factor: f32,      // 1 / window volume, padding included
 }
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<Elem>;                    // [N, D, H, W, C]
+@group(0) @binding(1) var<storage, read> x: array<Stored>;                  // [N, D, H, W, C]
 @group(0) @binding(2) var<storage, read> norm: array<Elem>;                 // [4, C]
 @group(0) @binding(3) var<storage, read> index: array<Index>;               // [N, OD, OH, OW, C] place of the maximum in D·H·W
-@group(0) @binding(4) var<storage, read> d_y: array<Elem>;                  // [N, OD, OH, OW, C]
-@group(0) @binding(5) var<storage, read> other: array<Elem>;                // [N, D, H, W, C] what is added to d_x
-@group(0) @binding(6) var<storage, read_write> y: array<Elem>;              // [N, OD, OH, OW, C]
+@group(0) @binding(4) var<storage, read> d_y: array<Stored>;                // [N, OD, OH, OW, C]
+@group(0) @binding(5) var<storage, read> other: array<Stored>;              // [N, D, H, W, C] what is added to d_x
+@group(0) @binding(6) var<storage, read_write> y: array<Stored>;            // [N, OD, OH, OW, C]
 @group(0) @binding(7) var<storage, read_write> index_out: array<Index>;     // [N, OD, OH, OW, C]
-@group(0) @binding(8) var<storage, read_write> d_x: array<Elem>;            // [N, D, H, W, C]
+@group(0) @binding(8) var<storage, read_write> d_x: array<Stored>;          // [N, D, H, W, C]
 
 const LANES: u32 = 64u;
 
@@ -87,7 +87,7 @@ fn max_forward(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) co
             }
         }
     }
-    y[i] = best.value;
+    y[i] = Stored(best.value);
     index_out[i] = best.position;
 }
 
@@ -110,7 +110,7 @@ fn max_forward_2(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) 
     best = consider(best, load(at + (plane + 1u) * v, n), first + plane + 1u);
     best = consider(best, load(at + (plane + row) * v, n), first + plane + row);
     best = consider(best, load(at + (plane + row + 1u) * v, n), first + plane + row + 1u);
-    y[i] = best.value;
+    y[i] = Stored(best.value);
     index_out[i] = best.position;
 }
 
@@ -128,11 +128,11 @@ fn max_backward(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) c
         for (var h = rh.x; h < rh.y; h++) {
             for (var w = rw.x; w < rw.y; w++) {
                 let o = out_at(p, d, h, w);
-                sum += select(Elem(0.0), d_y[o], index[o] == position);
+                sum += select(Elem(0.0), Elem(d_y[o]), index[o] == position);
             }
         }
     }
-    d_x[i] = with_other(i, sum);
+    d_x[i] = Stored(with_other(i, sum));
 }
 
 @compute @workgroup_size(LANES)
@@ -146,10 +146,10 @@ fn avg_forward(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) co
     var sum = Elem(0.0);
     for (var d = rd.x; d < rd.y; d++) {
         for (var h = rh.x; h < rh.y; h++) {
-            for (var w = rw.x; w < rw.y; w++) { sum += x[in_at(p.sample, in_position(d, h, w), p.c)]; }
+            for (var w = rw.x; w < rw.y; w++) { sum += Elem(x[in_at(p.sample, in_position(d, h, w), p.c)]); }
         }
     }
-    y[i] = sum * params.factor;
+    y[i] = Stored(sum * params.factor);
 }
 
 @compute @workgroup_size(LANES)
@@ -161,9 +161,10 @@ fn avg_forward_2(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) 
     let v = params.vectors;
     let row = params.in_w * v;
     let plane = params.in_h * row;
-    let near = (x[at] + x[at + v]) + (x[at + row] + x[at + row + v]);
-    let far = (x[at + plane] + x[at + plane + v]) + (x[at + plane + row] + x[at + plane + row + v]);
-    y[i] = (near + far) * params.factor;
+    let near = (Elem(x[at]) + Elem(x[at + v])) + (Elem(x[at + row]) + Elem(x[at + row + v]));
+    let behind = at + plane;
+    let far = (Elem(x[behind]) + Elem(x[behind + v])) + (Elem(x[behind + row]) + Elem(x[behind + row + v]));
+    y[i] = Stored((near + far) * params.factor);
 }
 
 @compute @workgroup_size(LANES)
@@ -177,10 +178,10 @@ fn avg_backward(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) c
     var sum = Elem(0.0);
     for (var d = rd.x; d < rd.y; d++) {
         for (var h = rh.x; h < rh.y; h++) {
-            for (var w = rw.x; w < rw.y; w++) { sum += d_y[out_at(p, d, h, w)]; }
+            for (var w = rw.x; w < rw.y; w++) { sum += Elem(d_y[out_at(p, d, h, w)]); }
         }
     }
-    d_x[i] = sum * params.factor;
+    d_x[i] = Stored(sum * params.factor);
 }
 
 // The i-th cell of 2×2×2 inputs; sizes that are odd end in cells that no window covers.
@@ -197,7 +198,7 @@ fn put(p: Place, d: u32, h: u32, w: u32, value: Elem, position: Index) {
     if at.x >= params.in_d || at.y >= params.in_h || at.z >= params.in_w { return; }
     let own = in_position(at.x, at.y, at.z);
     let i = in_at(p.sample, own, p.c);
-    d_x[i] = with_other(i, select(Elem(0.0), value, position == Index(own)));
+    d_x[i] = Stored(with_other(i, select(Elem(0.0), value, position == Index(own))));
 }
 
 @compute @workgroup_size(LANES)
@@ -210,7 +211,7 @@ fn max_backward_2(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups)
     var position = Index(0u);
     if cell.covered {
         let o = out_at(p, p.d, p.h, p.w);
-        value = d_y[o];
+        value = Elem(d_y[o]);
         position = index[o];
     }
     put(p, 0u, 0u, 0u, value, position);
@@ -226,7 +227,7 @@ fn max_backward_2(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups)
 fn put_all(p: Place, d: u32, h: u32, w: u32, value: Elem) {
     let at = vec3<u32>(2u * p.d + d, 2u * p.h + h, 2u * p.w + w);
     if at.x >= params.in_d || at.y >= params.in_h || at.z >= params.in_w { return; }
-    d_x[in_at(p.sample, in_position(at.x, at.y, at.z), p.c)] = value;
+    d_x[in_at(p.sample, in_position(at.x, at.y, at.z), p.c)] = Stored(value);
 }
 
 @compute @workgroup_size(LANES)
@@ -236,7 +237,7 @@ fn avg_backward_2(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups)
     let cell = cell(i);
     let p = cell.place;
     var value = Elem(0.0);
-    if cell.covered { value = d_y[out_at(p, p.d, p.h, p.w)] * params.factor; }
+    if cell.covered { value = Elem(d_y[out_at(p, p.d, p.h, p.w)]) * params.factor; }
     put_all(p, 0u, 0u, 0u, value);
     put_all(p, 0u, 0u, 1u, value);
     put_all(p, 0u, 1u, 0u, value);

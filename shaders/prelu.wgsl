@@ -1,6 +1,6 @@
 // PReLU with a slope per channel over rows [rows, C], and its gradients.
 // uses: grid, rows
-// expects: Elem (f32 or vec4<f32>)
+// expects: Elem (f32 or vec4<f32>), Stored (Elem, or the same of f16)
 struct Params {
     rows: u32,            // rows of this part
     vectors: u32,         // channel vectors
@@ -8,11 +8,11 @@ struct Params {
     first_partial: u32,   // number of this part's first partial
 }
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<Elem>;                    // [rows, C]
+@group(0) @binding(1) var<storage, read> x: array<Stored>;                  // [rows, C]
 @group(0) @binding(2) var<storage, read> slope: array<Elem>;                // [C]
-@group(0) @binding(3) var<storage, read> d_y: array<Elem>;                  // [rows, C]
-@group(0) @binding(4) var<storage, read_write> y: array<Elem>;              // [rows, C]
-@group(0) @binding(5) var<storage, read_write> d_x: array<Elem>;            // [rows, C]
+@group(0) @binding(3) var<storage, read> d_y: array<Stored>;                // [rows, C]
+@group(0) @binding(4) var<storage, read_write> y: array<Stored>;            // [rows, C]
+@group(0) @binding(5) var<storage, read_write> d_x: array<Stored>;          // [rows, C]
 @group(0) @binding(6) var<storage, read_write> partials: array<Elem>;       // [partials, C] of d_slope
 
 var<workgroup> tile: array<Elem, LANES>;
@@ -23,8 +23,8 @@ fn forward(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count:
     let a = slope[s.channel];
     for (var r = s.first; r < s.end; r += s.step) {
         let i = r * params.vectors + s.channel;
-        let v = x[i];
-        y[i] = select(a * v, v, v > Elem(0.0));
+        let v = Elem(x[i]);
+        y[i] = Stored(select(a * v, v, v > Elem(0.0)));
     }
 }
 
@@ -35,10 +35,10 @@ fn backward(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count
     var sum = Elem(0.0);
     for (var r = s.first; r < s.end; r += s.step) {
         let i = r * params.vectors + s.channel;
-        let v = x[i];
-        let d = d_y[i];
+        let v = Elem(x[i]);
+        let d = Elem(d_y[i]);
         let positive = v > Elem(0.0);
-        d_x[i] = select(a * d, d, positive);
+        d_x[i] = Stored(select(a * d, d, positive));
         sum += select(v * d, Elem(0.0), positive);
     }
     tile[lane] = sum;

@@ -1,7 +1,7 @@
 // Sums over the rows of segments of [segments, rows, C], and the reverse: one row spread over a segment.
 // Sums go through chunks; a second pass of the same entry adds up the chunks.
 // uses: grid, rows
-// expects: Elem (f32 or vec4<f32>)
+// expects: Elem (f32 or vec4<f32>), Source and Target (Elem, or the same of f16)
 struct Params {
     segments: u32,
     rows: u32,            // rows of a segment
@@ -12,8 +12,8 @@ struct Params {
     factor: f32,          // of every result
 }
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<Elem>;                // sum: [segments, rows, C]; spread: [.., C]
-@group(0) @binding(2) var<storage, read_write> output: array<Elem>;     // sum: [.., C]; spread: [segments, rows, C]
+@group(0) @binding(1) var<storage, read> x: array<Source>;              // sum: [segments, rows, C]; spread: [.., C]
+@group(0) @binding(2) var<storage, read_write> output: array<Target>;   // sum: [.., C]; spread: [segments, rows, C]
 
 var<workgroup> tile: array<Elem, LANES>;
 
@@ -32,7 +32,7 @@ fn sum(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: vec
     let s = share(segment.group, lane, segment.rows, params.vectors, params.chunk);
     let start = segment.number * params.rows;
     var total = Elem(0.0);
-    for (var r = s.first; r < s.end; r += s.step) { total += x[(start + r) * params.vectors + s.channel]; }
+    for (var r = s.first; r < s.end; r += s.step) { total += Elem(x[(start + r) * params.vectors + s.channel]); }
     tile[lane] = total;
     workgroupBarrier();
     let side = rows_side_by_side(params.vectors);
@@ -41,7 +41,7 @@ fn sum(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: vec
         workgroupBarrier();
     }
     if !s.idle && s.row == 0u {
-        output[(params.first + segment.number * params.chunks + s.chunk) * params.vectors + s.channel] = tile[lane] * params.factor;
+        output[(params.first + segment.number * params.chunks + s.chunk) * params.vectors + s.channel] = Target(tile[lane] * params.factor);
     }
 }
 
@@ -51,6 +51,6 @@ fn spread(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: 
     let s = share(segment.group, lane, segment.rows, params.vectors, params.chunk);
     if s.idle { return; }
     let start = segment.number * params.rows;
-    let value = x[(params.first + segment.number) * params.vectors + s.channel] * params.factor;
+    let value = Target(Elem(x[(params.first + segment.number) * params.vectors + s.channel]) * params.factor);
     for (var r = s.first; r < s.end; r += s.step) { output[(start + r) * params.vectors + s.channel] = value; }
 }

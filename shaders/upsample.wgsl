@@ -1,10 +1,10 @@
 // Nearest and trilinear resampling of [N, D, H, W, C], up or down; an invocation makes one
-// channel vector of one position. Source places are ratios of integers, so both directions see
+// channel vector of one position, or in the `_2` entries eight. Source places are ratios of integers, so both directions see
 // exactly the same ones. The backward passes gather: every input adds up the outputs that read it.
 // Trilinear: output o reads input place max(0, ((2·o + 1) · in - out) / (2·out)), the half-pixel
 // centres of PyTorch's align_corners = False; at the far border the last input is read twice.
 // uses: grid
-// expects: Elem (f32 or vec4<f32>)
+// expects: Elem (f32 or vec4<f32>), Stored (Elem, or the same of f16)
 struct Params {
     n: u32,          // channel vectors of all samples' outputs; backward: inputs
     vectors: u32,    // channel vectors of a position
@@ -12,10 +12,10 @@ struct Params {
     out_d: u32, out_h: u32, out_w: u32,
 }
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<Elem>;              // [N, D, H, W, C]
-@group(0) @binding(2) var<storage, read> d_y: array<Elem>;            // [N, OD, OH, OW, C]
-@group(0) @binding(3) var<storage, read_write> y: array<Elem>;        // [N, OD, OH, OW, C]
-@group(0) @binding(4) var<storage, read_write> d_x: array<Elem>;      // [N, D, H, W, C]
+@group(0) @binding(1) var<storage, read> x: array<Stored>;            // [N, D, H, W, C]
+@group(0) @binding(2) var<storage, read> d_y: array<Stored>;          // [N, OD, OH, OW, C]
+@group(0) @binding(3) var<storage, read_write> y: array<Stored>;      // [N, OD, OH, OW, C]
+@group(0) @binding(4) var<storage, read_write> d_x: array<Stored>;    // [N, D, H, W, C]
 
 const LANES: u32 = 64u;
 
@@ -45,6 +45,41 @@ fn nearest_forward(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups
     y[i] = x[in_at(p, p.d * params.in_d / params.out_d, p.h * params.in_h / params.out_h, p.w * params.in_w / params.out_w)];
 }
 
+// Twice as large on each axis: an invocation takes one input, which eight outputs repeat.
+@compute @workgroup_size(LANES)
+fn nearest_forward_2(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let i = flat_group(wg, count) * LANES + lane;
+    if i >= params.n { return; }
+    let p = place(i, params.in_d, params.in_h, params.in_w);
+    let value = x[i];
+    let v = params.vectors;
+    let row = params.out_w * v;
+    let plane = params.out_h * row;
+    let at = out_at(p, 2u * p.d, 2u * p.h, 2u * p.w);
+    y[at] = value;
+    y[at + v] = value;
+    y[at + row] = value;
+    y[at + row + v] = value;
+    y[at + plane] = value;
+    y[at + plane + v] = value;
+    y[at + plane + row] = value;
+    y[at + plane + row + v] = value;
+}
+
+@compute @workgroup_size(LANES)
+fn nearest_backward_2(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let i = flat_group(wg, count) * LANES + lane;
+    if i >= params.n { return; }
+    let p = place(i, params.in_d, params.in_h, params.in_w);
+    let v = params.vectors;
+    let row = params.out_w * v;
+    let plane = params.out_h * row;
+    let at = out_at(p, 2u * p.d, 2u * p.h, 2u * p.w);
+    let near = (Elem(d_y[at]) + Elem(d_y[at + v])) + (Elem(d_y[at + row]) + Elem(d_y[at + row + v]));
+    let far = (Elem(d_y[at + plane]) + Elem(d_y[at + plane + v])) + (Elem(d_y[at + plane + row]) + Elem(d_y[at + plane + row + v]));
+    d_x[i] = Stored(near + far);
+}
+
 // Outputs [x, y) with ⌊o · size_in / size_out⌋ = i.
 fn nearest_readers(i: u32, size_in: u32, size_out: u32) -> vec2<u32> {
     return vec2<u32>((i * size_out + size_in - 1u) / size_in, ((i + 1u) * size_out + size_in - 1u) / size_in);
@@ -61,10 +96,10 @@ fn nearest_backward(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroup
     var sum = Elem(0.0);
     for (var d = rd.x; d < rd.y; d++) {
         for (var h = rh.x; h < rh.y; h++) {
-            for (var w = rw.x; w < rw.y; w++) { sum += d_y[out_at(p, d, h, w)]; }
+            for (var w = rw.x; w < rw.y; w++) { sum += Elem(d_y[out_at(p, d, h, w)]); }
         }
     }
-    d_x[i] = sum;
+    d_x[i] = Stored(sum);
 }
 
 // The two inputs that an output reads and the second one's weight.
@@ -92,13 +127,13 @@ fn trilinear_forward(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgrou
     let w = tap(p.w, params.in_w, params.out_w);
     let w0 = 1.0 - w.weight;
     let w1 = w.weight;
-    let near_near = x[in_at(p, d.near, h.near, w.near)] * w0 + x[in_at(p, d.near, h.near, w.far)] * w1;
-    let near_far = x[in_at(p, d.near, h.far, w.near)] * w0 + x[in_at(p, d.near, h.far, w.far)] * w1;
-    let far_near = x[in_at(p, d.far, h.near, w.near)] * w0 + x[in_at(p, d.far, h.near, w.far)] * w1;
-    let far_far = x[in_at(p, d.far, h.far, w.near)] * w0 + x[in_at(p, d.far, h.far, w.far)] * w1;
+    let near_near = Elem(x[in_at(p, d.near, h.near, w.near)]) * w0 + Elem(x[in_at(p, d.near, h.near, w.far)]) * w1;
+    let near_far = Elem(x[in_at(p, d.near, h.far, w.near)]) * w0 + Elem(x[in_at(p, d.near, h.far, w.far)]) * w1;
+    let far_near = Elem(x[in_at(p, d.far, h.near, w.near)]) * w0 + Elem(x[in_at(p, d.far, h.near, w.far)]) * w1;
+    let far_far = Elem(x[in_at(p, d.far, h.far, w.near)]) * w0 + Elem(x[in_at(p, d.far, h.far, w.far)]) * w1;
     let near = near_near * (1.0 - h.weight) + near_far * h.weight;
     let far = far_near * (1.0 - h.weight) + far_far * h.weight;
-    y[i] = near * (1.0 - d.weight) + far * d.weight;
+    y[i] = Stored(near * (1.0 - d.weight) + far * d.weight);
 }
 
 // Outputs [x, y) that may read input i: those whose place lies in (i - 1, i + 1), or before the first input.
@@ -132,9 +167,9 @@ fn trilinear_backward(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgro
         for (var h = rh.x; h < rh.y; h++) {
             let weight_h = weight_d * hat(p.h, h, params.in_h, params.out_h);
             for (var w = rw.x; w < rw.y; w++) {
-                sum += d_y[out_at(p, d, h, w)] * (weight_h * hat(p.w, w, params.in_w, params.out_w));
+                sum += Elem(d_y[out_at(p, d, h, w)]) * (weight_h * hat(p.w, w, params.in_w, params.out_w));
             }
         }
     }
-    d_x[i] = sum;
+    d_x[i] = Stored(sum);
 }

@@ -186,6 +186,17 @@ words! {
     }
 }
 words! {
+    /// Which variants of the kernels are used.
+    Tune {
+        /// The fastest by the table that `semgen tune` keeps, defaults where it has no entry.
+        Cached = "cached",
+        /// The defaults.
+        Off = "off",
+        /// As `cached`, after measuring what the table lacks, for at most `tune_seconds`.
+        Full = "full",
+    }
+}
+words! {
     /// Learning-rate schedule.
     Schedule {
         /// × `factor` every `step_epochs` epochs.
@@ -194,6 +205,17 @@ words! {
         Plateau = "plateau",
         /// No change.
         Constant = "constant",
+    }
+}
+
+words! {
+    /// How activations are stored while training.
+    Precision {
+        /// In 32 bits: the reference.
+        F32 = "f32",
+        /// Activations and their gradients in 16 bits, with a dynamic loss scale; arithmetic, parameters, their
+        /// gradients, statistics, losses and the optimiser stay in 32 bits. Needs an adapter with 16-bit floats.
+        Mixed = "mixed",
     }
 }
 
@@ -335,6 +357,8 @@ pub struct Train {
     pub val_transform: ValTransform,
     /// Crops per step.
     pub batch_size: usize,
+    /// Storage of activations in both phases; the autoencoder of `discover` is always trained in f32.
+    pub precision: Precision,
     /// Crops that are on the device at once, a divisor of `batch_size`: a step adds up the gradients of its parts. Batch norm
     /// sees one part at a time. `"auto"`: the largest that the adapter and `memory` allow; runs record what it came to.
     pub micro_batch: Auto<usize>,
@@ -375,6 +399,10 @@ pub struct Train {
     pub stop_patience: usize,
     /// Steps between two checkpoints besides the one at the end of each epoch; 0 means none.
     pub checkpoint_steps: usize,
+    /// Which variants of the kernels are used; a run keeps those it began with.
+    pub tune: Tune,
+    /// Most seconds of measuring before a run with `tune = "full"`.
+    pub tune_seconds: usize,
 }
 
 /// Weights of the joint loss.
@@ -441,6 +469,7 @@ impl Default for Config {
                 flip_axes: FlipAxes::Xy,
                 val_transform: ValTransform::Fixed,
                 batch_size: 12,
+                precision: Precision::F32,
                 micro_batch: Auto::AUTO,
                 memory: Auto::AUTO,
                 recompute: Auto::Given(false),
@@ -460,6 +489,8 @@ impl Default for Config {
                 min_learning_rate: 1e-6,
                 stop_patience: 50,
                 checkpoint_steps: 0,
+                tune: Tune::Cached,
+                tune_seconds: 60,
             },
             loss: Loss { restoration: 1.0, classification: 0.01 },
         }

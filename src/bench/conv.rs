@@ -2,11 +2,13 @@
 
 use rayon::prelude::*;
 
-use super::op::{Content, Operand, Outputs, Problem, judge};
-use super::pick::{elements, unflatten};
+use super::op::{Content, Operand, Outputs, Problem, join, judge};
+use super::ops::{loaded, norm_of};
+use super::pick::{elements, few, unflatten};
 use super::result::Check;
 use crate::error::{Error, Result};
 use crate::gpu::{Caps, Dtype, Recorder, View};
+use crate::kernels::batch_norm::{self, NORM, Vectors};
 use crate::kernels::conv3d::{self, Geom, Input, Output, Pass, Source, Variant};
 
 /// Multiply-adds that the reference of one check may cost.
@@ -30,8 +32,23 @@ fn tolerance(terms: usize, dtype: Dtype) -> f64 {
     if dtype == Dtype::F16 { sum + 2.0 * HALF } else { sum }
 }
 
+/// A source as the convolution sees it.
+#[derive(Clone, Copy)]
+struct Seen<'o> {
+    x: &'o Content,
+    /// Vectors by which it is normalised on its way in.
+    norm: Option<&'o Content>,
+}
+
+impl Seen<'_> {
+    fn at(&self, voxel: usize, c: usize, channels: usize) -> f64 {
+        let v = self.x.at(voxel * channels + c);
+        self.norm.map_or(v, |norm| loaded(v, norm, c, channels))
+    }
+}
+
 /// The element of a convolution's result at (n, d, h, w, o).
-fn forward_at(g: &Geom, sources: &[Source], x: &[&Content], w: &Content, bias: Option<&Content>, [n, d, h, wd, o]: [usize; 5]) -> f64 {
+fn forward_at(g: &Geom, sources: &[Source], x: &[Seen<'_>], w: &Content, bias: Option<&Content>, [n, d, h, wd, o]: [usize; 5]) -> f64 {
     let mut sum = bias.map_or(0.0, |b| b.at(o));
     let at = [d, h, wd];
     for tap in 0..g.taps() {
@@ -42,7 +59,7 @@ fn forward_at(g: &Geom, sources: &[Source], x: &[&Content], w: &Content, bias: O
         let voxel = ((n * g.input[0] + d) * g.input[1] + h) * g.input[2] + wd;
         for (s, x) in sources.iter().zip(x) {
             let k = (tap * g.out_channels + o) * g.in_channels + s.first;
-            sum += (0..s.channels).map(|c| x.at(voxel * s.channels + c) * w.at(k + c)).sum::<f64>();
+            sum += (0..s.channels).map(|c| x.at(voxel, c, s.channels) * w.at(k + c)).sum::<f64>();
         }
     }
     sum
@@ -68,7 +85,7 @@ fn input_grad_at(g: &Geom, s: Source, d_y: &Content, w: &Content, bias: Option<&
 }
 
 /// The element of the gradient of the weight of `s` at (tap, o, channel of the source).
-fn weight_grad_at(g: &Geom, s: Source, x: &Content, d_y: &Content, [tap, q, c]: [usize; 3]) -> f64 {
+fn weight_grad_at(g: &Geom, s: Source, x: Seen<'_>, d_y: &Content, [tap, q, c]: [usize; 3]) -> f64 {
     let (o, t) = (g.output(), unflatten(tap, g.kernel));
     let inside = |a: usize, v: usize| (v * g.stride[a] + t[a]).checked_sub(g.padding[a]).filter(|&v| v < g.input[a]);
     let mut sum = 0.0;
@@ -81,7 +98,7 @@ fn weight_grad_at(g: &Geom, s: Source, x: &Content, d_y: &Content, [tap, q, c]: 
                     let Some(xw) = inside(2, w) else { continue };
                     let from = ((n * g.input[0] + xd) * g.input[1] + xh) * g.input[2] + xw;
                     let to = ((n * o[0] + d) * o[1] + h) * o[2] + w;
-                    sum += x.at(from * s.channels + c) * d_y.at(to * g.out_channels + q);
+                    sum += x.at(from, c, s.channels) * d_y.at(to * g.out_channels + q);
                 }
             }
         }
@@ -133,82 +150,158 @@ fn particulars(g: &Geom, usual: ([usize; 3], [usize; 3], [usize; 3])) -> String 
 /// # Errors
 /// [`Error::Shape`] when no source is given.
 pub fn convolution(caps: &Caps, g: Geom, sources: &[Source], pass: Pass, bias: bool, dtype: Dtype) -> Result<Problem> {
+    fused(caps, g, sources, &vec![false; sources.len()], pass, bias, false, dtype)
+}
+
+/// As [`convolution`], where sources marked in `norms` are normalised, and their ReLU taken, as they are read, and a
+/// forward pass with `statistics` leaves those of its result for the batch norm that follows.
+///
+/// # Errors
+/// As [`convolution`].
+pub fn fused(
+    caps: &Caps,
+    g: Geom,
+    sources: &[Source],
+    norms: &[bool],
+    pass: Pass,
+    bias: bool,
+    statistics: bool,
+    dtype: Dtype,
+) -> Result<Problem> {
     let Some(&source) = sources.first() else { return Err(Error::shape("conv3d", "no source is given")) };
     let sources = if pass == Pass::InputGrad { vec![source] } else { sources.to_vec() };
     let voxels = |grid: [usize; 3]| g.batch * grid.iter().product::<usize>();
     let (xs, ys) = (voxels(g.input), voxels(g.output()) * g.out_channels);
     // Weights as small as a trained network's keep sums of thousands of products near 1.
     let scale = (3.0 / (g.taps() * g.in_channels) as f32).sqrt();
-    let weight = || Operand::input("weight", g.weight_len(), Dtype::F32, Content::random(2, g.weight_len(), scale));
-    let d_y = || Operand::input("d_y", ys, dtype, Content::random(3, ys, 1.0));
-    let inputs =
-        sources.iter().zip(10..).map(|(s, seed)| Operand::input("x", xs * s.channels, dtype, Content::random(seed, xs * s.channels, 1.0)));
-    let mut operands: Vec<Operand> = Vec::new();
     let n = sources.len();
-    match pass {
-        Pass::Forward => {
-            operands.extend(inputs);
-            operands.push(weight());
-            if bias {
-                operands.push(Operand::input("bias", g.out_channels, Dtype::F32, Content::random(4, g.out_channels, 1.0)));
-            }
-            operands.push(Operand::output("y", ys, dtype));
+    let mut operands: Vec<Operand> = Vec::new();
+    let mut place = |o: Operand| {
+        operands.push(o);
+        operands.len() - 1
+    };
+    let mut normed = vec![None; n];
+    if pass != Pass::InputGrad {
+        for (s, seed) in sources.iter().zip(10..) {
+            place(Operand::input("x", xs * s.channels, dtype, Content::random(seed, xs * s.channels, 1.0)));
         }
-        Pass::InputGrad => operands.extend([d_y(), weight(), Operand::output("d_x", xs * source.channels, dtype)]),
-        Pass::WeightGrad => {
-            operands.extend(inputs);
-            operands.push(d_y());
-            operands.push(Operand::output("d_weight", g.weight_len(), Dtype::F32));
+        for (i, s) in sources.iter().enumerate().filter(|(i, _)| norms.get(*i) == Some(&true)) {
+            normed[i] = Some(place(norm_of(s.channels, 20)));
         }
     }
+    let d_y = (pass != Pass::Forward).then(|| place(Operand::input("d_y", ys, dtype, Content::random(3, ys, 1.0))));
+    let weight = (pass != Pass::WeightGrad)
+        .then(|| place(Operand::input("weight", g.weight_len(), Dtype::F32, Content::random(2, g.weight_len(), scale))));
+    let co = g.out_channels;
+    let vector = |name, seed, low, high| Operand::input(name, co, Dtype::F32, Content::between(seed, co, low, high));
+    let bias = (bias && pass == Pass::Forward).then(|| place(vector("bias", 4, -1.0, 1.0)));
+    let out = place(match pass {
+        Pass::Forward => Operand::output("y", ys, dtype),
+        Pass::InputGrad => Operand::output("d_x", xs * source.channels, dtype),
+        Pass::WeightGrad => Operand::output("d_weight", g.weight_len(), Dtype::F32),
+    });
+    // γ, β and the running statistics, then the vectors that normalise.
+    let after = (statistics && pass == Pass::Forward).then(|| {
+        let first = place(vector("gamma", 5, 0.5, 1.5));
+        place(vector("beta", 6, -0.5, 0.5));
+        place(Operand::updated("mean", co, Content::between(7, co, -0.5, 0.5)));
+        place(Operand::updated("variance", co, Content::between(8, co, 0.5, 1.5)));
+        place(Operand::output("norm", NORM * co, Dtype::F32));
+        first
+    });
     let ci: usize = if pass == Pass::InputGrad { source.channels } else { sources.iter().map(|s| s.channels).sum() };
     let [d, h, w] = g.input;
     let shape = format!("{},{ci},{},{d},{h},{w}", g.batch, g.out_channels) + &particulars(&g, ([3; 3], [1; 3], [1; 3]));
     let flops = g.batch as u64 * g.flops_per_sample(ci);
-    let recorded = sources.clone();
+    let rows = voxels(g.output());
+    let norm_geom = batch_norm::Geom { batch: g.batch, spatial: rows / g.batch, channels: co, eps: 1e-5 };
+    let loads = normed.iter().any(Option::is_some);
+    let (recorded, norms_at) = (sources.clone(), normed.clone());
     let record = move |rec: &mut Recorder<'_>, name: &str, v: &[View]| {
         let variant = variant(name)?;
-        match pass {
-            Pass::Forward => recorded.iter().enumerate().try_for_each(|(i, &s)| {
-                let b = (bias && i == 0).then(|| v[n + 1]);
-                {
-                    let output = Output { bias: b, ..Output::plain(v[n + 1 + usize::from(bias)]) };
-                    conv3d::forward_with(rec, variant, &g, Input::plain(s, v[i]), v[n], &output, i > 0)
+        let source_at = |i: usize| {
+            let s = recorded[i];
+            Input { source: s, view: v[i], norm: norms_at[i].map(|k| v[k].slice(0, (NORM - 1) * s.channels)) }
+        };
+        match (pass, weight, d_y) {
+            (Pass::Forward, Some(weight), _) => {
+                let last = recorded.len() - 1;
+                let count = match after {
+                    Some(_) => {
+                        let problem = conv3d::Problem { pass, geom: g, source: recorded[last], input: dtype, output: dtype };
+                        conv3d::statistics_partials_with(rec.caps, variant, &problem)?
+                    }
+                    None => 0,
+                };
+                let partials = after.map(|_| rec.scratch(count * 3 * co));
+                for i in 0..recorded.len() {
+                    let own =
+                        Output { view: v[out], bias: bias.filter(|_| i == 0).map(|b| v[b]), statistics: partials.filter(|_| i == last) };
+                    conv3d::forward_with(rec, variant, &g, source_at(i), v[weight], &own, i > 0)?;
                 }
-            }),
-            Pass::InputGrad => conv3d::backward_input_with(rec, variant, &g, source, v[0], v[1], None, v[2]),
-            Pass::WeightGrad => recorded
-                .iter()
-                .enumerate()
-                .try_for_each(|(i, &s)| conv3d::backward_weight_with(rec, variant, &g, Input::plain(s, v[i]), v[n], v[n + 1])),
+                match after.zip(partials) {
+                    Some((k, partials)) => {
+                        let own = Vectors { gamma: v[k], beta: v[k + 1], running_mean: v[k + 2], running_var: v[k + 3] };
+                        batch_norm::finish(rec, &norm_geom, 0.1, partials, count, own, v[k + 4])
+                    }
+                    None => Ok(()),
+                }
+            }
+            (Pass::InputGrad, Some(weight), Some(d_y)) => {
+                conv3d::backward_input_with(rec, variant, &g, source, v[d_y], v[weight], None, v[out])
+            }
+            (_, _, Some(d_y)) => {
+                (0..recorded.len()).try_for_each(|i| conv3d::backward_weight_with(rec, variant, &g, source_at(i), v[d_y], v[out]))
+            }
+            _ => Ok(()),
         }
     };
-    let check = move |o: &[Operand], out: &Outputs| {
+    let check = move |o: &[Operand], outputs: &Outputs| {
         let terms = terms(&g, pass);
+        let content = |k: Option<usize>| k.map_or(&Content::Output, |k| &o[k].content);
+        let seen: Vec<Seen<'_>> = match pass {
+            Pass::InputGrad => Vec::new(),
+            _ => (0..n).map(|i| Seen { x: &o[i].content, norm: normed[i].map(|k| &o[k].content) }).collect(),
+        };
         match pass {
             Pass::Forward => {
                 let [od, oh, ow] = g.output();
-                let x: Vec<&Content> = o[..n].iter().map(|o| &o.content).collect();
-                let b = bias.then(|| &o[n + 1].content);
-                let at = n + 1 + usize::from(bias);
-                sampled("y", out, at, [g.batch, od, oh, ow, g.out_channels], terms, dtype, |p| {
-                    forward_at(&g, &sources, &x, &o[n].content, b, p)
-                })
+                let b = bias.map(|b| &o[b].content);
+                let at = |p| forward_at(&g, &sources, &seen, content(weight), b, p);
+                let first = sampled("y", outputs, out, [g.batch, od, oh, ow, co], terms, dtype, at)?;
+                let Some(k) = after else { return Ok(first) };
+                // The statistics are those of the result, of which the elements were compared.
+                let few = few(co, (1 << 21) / rows.max(1) + 1);
+                let all: Vec<usize> = (0..rows).flat_map(|r| few.iter().map(move |c| r * co + c)).collect();
+                let y: Vec<f64> = outputs.gather(out, &all).iter().map(|&v| f64::from(v)).collect();
+                let (mean, var) = batch_norm::reference_statistics(&y, few.len());
+                let inverse: Vec<f64> = var.iter().map(|v| 1.0 / (v + 1e-5).sqrt()).collect();
+                let got = |column: usize| outputs.gather(k + 4, &few.iter().map(|c| column * co + c).collect::<Vec<_>>());
+                // Means near zero are judged beside the spread of what they are means of.
+                let spread: Vec<f64> = var.iter().map(|v| v.sqrt()).collect();
+                let shifted = |v: f64, s: f64| v + 3.0 * s;
+                let t = 2e-5 + if dtype == Dtype::F16 { 2.0 * HALF } else { 0.0 };
+                let means: Vec<f32> = got(0).iter().zip(&spread).map(|(&m, &s)| shifted(f64::from(m), s) as f32).collect();
+                let wanted: Vec<f64> = mean.iter().zip(&spread).map(|(&m, &s)| shifted(m, s)).collect();
+                Ok(join([first, judge("mean", &means, &wanted, t)?, judge("1/σ", &got(3), &inverse, t)?]))
             }
             Pass::InputGrad => {
                 let shape = [g.batch, g.input[0], g.input[1], g.input[2], source.channels];
-                sampled("d_x", out, 2, shape, terms, dtype, |p| input_grad_at(&g, source, &o[0].content, &o[1].content, None, p))
+                sampled("d_x", outputs, out, shape, terms, dtype, |p| input_grad_at(&g, source, content(d_y), content(weight), None, p))
             }
-            Pass::WeightGrad => {
-                sampled("d_weight", out, n + 1, [g.taps(), g.out_channels, g.in_channels], terms, Dtype::F32, |[tap, q, c]| {
-                    let (i, s) =
-                        sources.iter().enumerate().find(|(_, s)| (s.first..s.first + s.channels).contains(&c)).unwrap_or((0, &source));
-                    weight_grad_at(&g, *s, &o[i].content, &o[n].content, [tap, q, c - s.first])
-                })
-            }
+            Pass::WeightGrad => sampled("d_weight", outputs, out, [g.taps(), co, g.in_channels], terms, Dtype::F32, |[tap, q, c]| {
+                let (i, s) = sources.iter().enumerate().find(|(_, s)| (s.first..s.first + s.channels).contains(&c)).unwrap_or((0, &source));
+                weight_grad_at(&g, *s, seen[i], content(d_y), [tap, q, c - s.first])
+            }),
         }
     };
-    let mut p = Problem::new("conv3d", pass.name(), shape, operands, flops, record, check);
+    let op = match (loads, after.is_some()) {
+        (false, false) => "conv3d",
+        (false, true) => "conv3d_statistics",
+        (true, false) => "conv3d_load",
+        (true, true) => "conv3d_load_statistics",
+    };
+    let mut p = Problem::new(op, pass.name(), shape, operands, flops, record, check);
     p.variants = candidates(caps, &g, pass, source, dtype);
     Ok(p)
 }
@@ -262,11 +355,11 @@ pub fn transposed(caps: &Caps, g: Geom, pass: Pass, bias: bool, dtype: Dtype) ->
                 let b = bias.then(|| &o[2].content);
                 sampled("y", out, 2 + usize::from(bias), fine, terms, dtype, |p| input_grad_at(&g, s, &o[0].content, &o[1].content, b, p))
             }
-            Pass::InputGrad => {
-                sampled("d_x", out, 2, coarse, terms, dtype, |p| forward_at(&g, &[s], &[&o[0].content], &o[1].content, None, p))
-            }
+            Pass::InputGrad => sampled("d_x", out, 2, coarse, terms, dtype, |p| {
+                forward_at(&g, &[s], &[Seen { x: &o[0].content, norm: None }], &o[1].content, None, p)
+            }),
             Pass::WeightGrad => sampled("d_weight", out, 2, [g.taps(), g.out_channels, g.in_channels], terms, Dtype::F32, |p| {
-                weight_grad_at(&g, s, &o[0].content, &o[1].content, p)
+                weight_grad_at(&g, s, Seen { x: &o[0].content, norm: None }, &o[1].content, p)
             }),
         }
     };
@@ -343,7 +436,7 @@ mod tests {
         let p = convolution(&caps, g, &[g.whole()], Pass::Forward, false, Dtype::F32).unwrap();
         assert_eq!((p.shape.as_str(), p.flops), ("2,16,32,8,6,4", 2 * 2 * 192 * 27 * 16 * 32));
         assert_eq!(p.bytes(), 4 * (2 * 192 * 48 + 27 * 16 * 32));
-        assert_eq!(p.variants, ["tile", "plain"]);
+        assert!(["tile", "plain"].iter().all(|v| p.variants.iter().any(|found| found == v)), "{:?}", p.variants);
         let g = Geom::new(1, [8, 6, 4], 16, 32, [2; 3], [2; 3], [0; 3]).unwrap();
         let t = transposed(&caps, g, Pass::Forward, false, Dtype::F32).unwrap();
         assert_eq!((t.shape.as_str(), t.flops), ("1,32,16,4,3,2", 2 * 24 * 8 * 16 * 32));

@@ -1,7 +1,7 @@
 //! One operation on one shape, made ready to be checked and timed.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::measure::{Rules, measure};
 use super::peak::Roof;
@@ -29,13 +29,21 @@ pub enum Content {
 impl Content {
     /// Reproducible numbers in `(-scale, scale)`; `seed` tells operands apart.
     pub fn random(seed: u32, elements: usize, scale: f32) -> Self {
-        Self::Numbers(numbers(0x0B00 + seed, elements.min(PERIOD), scale).into())
+        Self::between(seed, elements, -scale, scale)
     }
 
     /// Reproducible numbers in `[low, high)`.
     pub fn between(seed: u32, elements: usize, low: f32, high: f32) -> Self {
+        // Drawing takes longer than everything else about a problem, and problems use the same few seeds.
+        static DRAWN: Mutex<BTreeMap<u32, Arc<[f32]>>> = Mutex::new(BTreeMap::new());
+        let n = elements.min(PERIOD);
+        let mut drawn = DRAWN.lock().unwrap_or_else(PoisonError::into_inner);
+        let block = drawn.entry(seed).or_insert_with(|| [].into());
+        if block.len() < n {
+            *block = numbers(0x0B00 + seed, if n > PERIOD / 64 { PERIOD } else { n }, 1.0).into();
+        }
         let half = (high - low) / 2.0;
-        Self::Numbers(numbers(0x0B00 + seed, elements.min(PERIOD), half).iter().map(|v| v + low + half).collect())
+        Self::Numbers(block[..n].iter().map(|v| v * half + (low + half)).collect())
     }
 
     /// The value of element `i`, as the device sees it.
@@ -245,6 +253,7 @@ impl Problem {
             check: None,
             skipped: None,
             flags: Vec::new(),
+            extra: BTreeMap::new(),
         }
     }
 }

@@ -8,7 +8,8 @@ use super::result::Check;
 use crate::error::Result;
 use crate::gpu::{Dtype, Recorder, View};
 use crate::kernels::activation::{self, Function};
-use crate::kernels::loss::{self, Pointwise};
+use crate::kernels::batch_norm::{NORM, Use};
+use crate::kernels::loss::{self, Pointwise, head};
 use crate::kernels::optimiser::{self, Hyper, Rule};
 use crate::kernels::transform::{self, Sample};
 use crate::kernels::{batch_norm, elementwise, knn, pool, prelu, reduce, upsample};
@@ -41,7 +42,7 @@ impl Grid {
         self.batch * self.voxels() * self.channels
     }
 
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         let [d, h, w] = self.size;
         format!("{},{},{d},{h},{w}", self.batch, self.channels)
     }
@@ -188,8 +189,9 @@ pub fn copy(n: usize, dtype: Dtype) -> Problem {
     p
 }
 
-/// Maximum or average pooling, or its gradient.
-pub fn pooling(g: pool::Geom, max: bool, grad: bool, dtype: Dtype) -> Problem {
+/// Maximum or average pooling, or its gradient. Where `fused`, maxima are those of the ReLU of a batch norm's result, which
+/// is worked out on the way in, and the gradient of maxima is added to another one.
+pub fn pooling(g: pool::Geom, max: bool, grad: bool, fused: bool, dtype: Dtype) -> Problem {
     let (voxels, o) = (g.input.iter().product::<usize>(), g.output());
     let outs: usize = o.iter().product();
     let (xs, ys) = (g.batch * voxels * g.channels, g.batch * outs * g.channels);
@@ -201,38 +203,50 @@ pub fn pooling(g: pool::Geom, max: bool, grad: bool, dtype: Dtype) -> Problem {
     let flops = (ys * g.kernel.iter().product::<usize>()) as u64;
     let (x, y) = (input("x", xs, dtype, 1), Operand::output("y", ys, dtype));
     let (d_y, d_x) = (input("d_y", ys, dtype, 3), Operand::output("d_x", xs, dtype));
-    let name = if max { "max_pool" } else { "avg_pool" };
+    let name = match (max, fused) {
+        (true, false) => "max_pool",
+        (true, true) => "max_pool_fused",
+        (false, _) => "avg_pool",
+    };
+    let c = g.channels;
     match (max, grad) {
         (true, false) => {
-            let operands = vec![x, y, Operand::output("index", ys, Dtype::F32)];
+            let mut operands = vec![x, y, Operand::output("index", ys, Dtype::F32)];
+            operands.extend(fused.then(|| norm_of(c, 20)));
             let check = move |o: &[Operand], out: &Outputs| {
-                let (want, index) = pool::reference_max(&sub, &o[0].content.gather(&at_in));
-                let values = judge("y", &out.gather(1, &at_out), &want, 0.0)?;
+                let mut x = o[0].content.gather(&at_in);
+                if fused {
+                    // As the device rounds it, so that equal maxima stay equal.
+                    x.iter_mut().zip(&at_in).for_each(|(v, i)| *v = loaded(*v, &o[3].content, i % c, c));
+                }
+                let (want, index) = pool::reference_max(&sub, &x);
+                let values = judge("y", &out.gather(1, &at_out), &want, if fused { allowed(2e-6, dtype) } else { 0.0 })?;
                 let got = out.words(2);
-                let wrong = at_out.iter().zip(&index).find(|&(&i, &w)| got.get(i) != Some(&w));
+                // What is rounded may have its maximum at another place of almost the same value.
+                let wrong = at_out.iter().zip(&index).find(|&(&i, &w)| !fused && got.get(i) != Some(&w));
                 let failure = wrong.map(|(i, w)| format!("`index` of element {i} is {:?}, expected {w}", got.get(*i)));
                 Ok(join([values, Check { error: None, tolerance: 0.0, elements: index.len(), failure }]))
             };
-            Problem::new(
-                name,
-                "forward",
-                shape,
-                operands,
-                flops,
-                move |rec, _, v| pool::max_forward(rec, &g, v[0], None, v[1], v[2]),
-                check,
-            )
+            let record =
+                move |rec: &mut Recorder<'_>, _: &str, v: &[View]| pool::max_forward(rec, &g, v[0], fused.then(|| v[3]), v[1], v[2]);
+            Problem::new(name, "forward", shape, operands, flops, record, check)
         }
         (true, true) => {
             let index = any_index(&g);
-            let operands = vec![words("index", index), d_y, d_x];
+            let mut operands = vec![words("index", index), d_y, d_x];
+            operands.extend(fused.then(|| input("other", xs, dtype, 4)));
             let check = move |o: &[Operand], out: &Outputs| {
                 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "indices are whole and not negative")]
                 let index: Vec<u32> = o[0].content.gather(&at_out).iter().map(|&v| v as u32).collect();
-                let want = pool::reference_max_backward(&sub, &index, &o[1].content.gather(&at_out));
+                let mut want = pool::reference_max_backward(&sub, &index, &o[1].content.gather(&at_out));
+                if fused {
+                    want.iter_mut().zip(&at_in).for_each(|(d, &i)| *d += o[3].content.at(i));
+                }
                 judge("d_x", &out.gather(2, &at_in), &want, allowed(1e-6, dtype))
             };
-            Problem::new(name, "grad", shape, operands, flops, move |rec, _, v| pool::max_backward(rec, &g, v[0], v[1], None, v[2]), check)
+            let record =
+                move |rec: &mut Recorder<'_>, _: &str, v: &[View]| pool::max_backward(rec, &g, v[0], v[1], fused.then(|| v[3]), v[2]);
+            Problem::new(name, "grad", shape, operands, flops, record, check)
         }
         (false, false) => {
             let check = move |o: &[Operand], out: &Outputs| {
@@ -341,93 +355,202 @@ pub fn upsampling(g: upsample::Geom, mode: upsample::Mode, grad: bool, dtype: Dt
     Problem::new(name, of(grad), shape, operands, (ys * taps) as u64, record, check)
 }
 
-/// Batch normalisation by the batch's statistics or, with `running`, by running ones; or its gradient.
-pub fn batch_normalisation(grid: Grid, running: bool, grad: bool, dtype: Dtype) -> Problem {
-    const MOMENTUM: f32 = 0.1;
+/// What a batch normalisation does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Norm {
+    /// Statistics and application.
+    Whole(Use),
+    /// The vectors that normalise, from the batch or, where fixed, from the running statistics.
+    Vectors {
+        /// Whether running statistics are used.
+        fixed: bool,
+    },
+    /// Application alone.
+    Apply {
+        /// Whether a ReLU follows.
+        relu: bool,
+    },
+    /// Gradient.
+    Grad(Use),
+}
+
+impl Norm {
+    fn name(self) -> &'static str {
+        let of = |how: Use| match (how.fixed, how.relu) {
+            (false, false) => "batch_norm",
+            (true, false) => "batch_norm_running",
+            (false, true) => "batch_norm_relu",
+            (true, true) => "batch_norm_running_relu",
+        };
+        match self {
+            Self::Whole(how) | Self::Grad(how) => of(how),
+            Self::Vectors { fixed: false } => "batch_norm_statistics",
+            Self::Vectors { fixed: true } => "batch_norm_vectors",
+            Self::Apply { relu: false } => "batch_norm_apply",
+            Self::Apply { relu: true } => "batch_norm_apply_relu",
+        }
+    }
+}
+
+/// Weight of the batch in running statistics.
+const MOMENTUM: f32 = 0.1;
+const EPS: f64 = 1e-5;
+
+/// A batch normalisation, or a part of one.
+pub fn batch_normalisation(grid: Grid, what: Norm, dtype: Dtype) -> Problem {
     let (rows, c) = (grid.batch * grid.voxels(), grid.channels);
-    let g = batch_norm::Geom { batch: grid.batch, spatial: grid.voxels(), channels: c, eps: 1e-5 };
+    let g = batch_norm::Geom { batch: grid.batch, spatial: grid.voxels(), channels: c, eps: EPS as f32 };
     let part = Part::channels(rows, c);
-    let (all, one) = (part.indices(rows, c), part.channels.clone());
+    let (all, one) = (part.indices(rows, c), part.channels);
     let n = grid.len();
-    let name = if running { "batch_norm_running" } else { "batch_norm" };
     let x = Operand::input("x", n, dtype, Content::between(1, n, -1.0, 1.5));
+    let y = Operand::output("y", n, dtype);
     let (gamma, beta) = (vector("gamma", c, 2, 0.5, 1.5), vector("beta", c, 3, -0.5, 0.5));
     let (mean, var) = (vector("mean", c, 4, -0.5, 0.5), vector("variance", c, 5, 0.5, 1.5));
-    let out = |name| Operand::output(name, c, Dtype::F32);
-    let eps = f64::from(g.eps);
-    let (shape, flops) = (grid.text(), n as u64 * if grad { 12 } else { 8 });
-    let stats = move |o: &[Operand], all: &[usize]| batch_norm::reference_statistics(&o[0].content.gather(all), one.len());
-    let one = part.channels;
-    let norm = Operand::output("norm", batch_norm::NORM * c, Dtype::F32);
-    if !grad {
-        let moved = |o: Operand| Operand { content: o.content, ..Operand::updated(o.name, c, Content::Output) };
-        let kept = if running { [mean, var] } else { [moved(mean), moved(var)] };
-        let [mean, var] = kept;
-        let operands = vec![x, gamma, beta, mean, var, norm, Operand::output("y", n, dtype)];
-        let check = move |o: &[Operand], out: &Outputs| {
-            let [gamma, beta, old_mean, old_var] = [1, 2, 3, 4].map(|i| o[i].content.gather(&one));
-            let (mean, var) = if running { (old_mean.clone(), old_var.clone()) } else { stats(o, &all) };
-            let y = batch_norm::reference_normalize(&o[0].content.gather(&all), &mean, &var, eps, &gamma, &beta);
-            let inv: Vec<f64> = var.iter().map(|v| 1.0 / (v + eps).sqrt()).collect();
-            let row = |k: usize| one.iter().map(|i| k * c + i).collect::<Vec<_>>();
-            let t = summed(rows);
-            let mut checks = vec![
-                judge("y", &out.gather(6, &all), &y, allowed(t, dtype))?,
-                judge("mean", &out.gather(5, &row(0)), &mean, t)?,
-                judge("1/std", &out.gather(5, &row(batch_norm::NORM - 1)), &inv, t)?,
-            ];
-            if !running {
-                let m = f64::from(MOMENTUM);
-                let unbiased = rows as f64 / (rows as f64 - 1.0).max(1.0);
-                let step = |old: &[f64], new: &[f64], factor: f64| -> Vec<f64> {
-                    old.iter().zip(new).map(|(o, n)| (1.0 - m) * o + m * n * factor).collect()
+    let t = summed(rows);
+    let shape = grid.text();
+    let vectors = |v: &[View]| batch_norm::Vectors { gamma: v[0], beta: v[1], running_mean: v[2], running_var: v[3] };
+    // Of [4, C] the vectors of the channels that are compared.
+    let of_norm: Vec<usize> = (0..NORM).flat_map(|k| one.iter().map(move |i| k * c + i)).collect();
+    let columns = |mean: &[f64], var: &[f64], gamma: &[f64], beta: &[f64]| -> Vec<f64> {
+        let inverse: Vec<f64> = var.iter().map(|v| 1.0 / (v + EPS).sqrt()).collect();
+        let factor: Vec<f64> = gamma.iter().zip(&inverse).map(|(g, i)| g * i).collect();
+        [mean, &factor, beta, &inverse].concat()
+    };
+    let again = all.clone();
+    let statistics = move |o: &[Operand], at: &[usize], fixed: bool| match fixed {
+        true => (o[3].content.gather(at), o[4].content.gather(at)),
+        false => batch_norm::reference_statistics(&o[0].content.gather(&again), at.len()),
+    };
+    match what {
+        Norm::Whole(_) | Norm::Vectors { .. } => {
+            let (how, apply) = match what {
+                Norm::Whole(how) => (how, true),
+                Norm::Vectors { fixed } => (Use { fixed, relu: false }, false),
+                _ => (Use::default(), false),
+            };
+            let mut operands = vec![x, gamma, beta];
+            // Training moves the running statistics.
+            let moved = |o: Operand| if how.fixed { o } else { Operand::updated(o.name, c, o.content) };
+            operands.extend([moved(mean), moved(var), Operand::output("norm", NORM * c, Dtype::F32)]);
+            operands.extend(apply.then_some(y));
+            let record = move |rec: &mut Recorder<'_>, _: &str, v: &[View]| {
+                match how.fixed {
+                    true => batch_norm::fixed(rec, &g, vectors(&v[1..]), v[5])?,
+                    false => batch_norm::statistics(rec, &g, MOMENTUM, v[0], vectors(&v[1..]), v[5])?,
+                }
+                if apply { batch_norm::apply(rec, &g, how.relu, v[0], v[5], v[6]) } else { Ok(()) }
+            };
+            let check = move |o: &[Operand], out: &Outputs| {
+                let (mean, var) = statistics(o, &one, how.fixed);
+                let (gamma, beta) = (o[1].content.gather(&one), o[2].content.gather(&one));
+                let mut checks = vec![judge("norm", &out.gather(5, &of_norm), &columns(&mean, &var, &gamma, &beta), t)?];
+                if !how.fixed {
+                    let m = f64::from(MOMENTUM);
+                    let unbiased = rows as f64 / (rows as f64 - 1.0).max(1.0);
+                    let step = |old: Vec<f64>, new: &[f64], factor: f64| -> Vec<f64> {
+                        old.iter().zip(new).map(|(o, n)| (1.0 - m) * o + m * n * factor).collect()
+                    };
+                    checks.push(judge("running_mean", &out.gather(3, &one), &step(o[3].content.gather(&one), &mean, 1.0), t)?);
+                    checks.push(judge("running_var", &out.gather(4, &one), &step(o[4].content.gather(&one), &var, unbiased), t)?);
+                }
+                if apply {
+                    let mut y = batch_norm::reference_normalize(&o[0].content.gather(&all), &mean, &var, EPS, &gamma, &beta);
+                    if how.relu {
+                        y.iter_mut().for_each(|v| *v = v.max(0.0));
+                    }
+                    checks.push(judge("y", &out.gather(6, &all), &y, allowed(t, dtype))?);
+                }
+                Ok(join(checks))
+            };
+            let flops = n as u64 * (if how.fixed { 0 } else { 4 } + if apply { 4 } else { 0 }).max(1);
+            Problem::new(what.name(), "forward", shape, operands, flops, record, check)
+        }
+        Norm::Apply { relu } => {
+            let operands = vec![x, norm_of(c, 7), y];
+            let check = move |o: &[Operand], out: &Outputs| {
+                let norm = o[1].content.gather(&of_norm);
+                let k = one.len();
+                let value = |(i, x): (usize, f64)| {
+                    let v = (x - norm[i % k]) * norm[k + i % k] + norm[2 * k + i % k];
+                    if relu { v.max(0.0) } else { v }
                 };
-                checks.push(judge("running_mean", &out.gather(3, &one), &step(&old_mean, &mean, 1.0), t)?);
-                checks.push(judge("running_var", &out.gather(4, &one), &step(&old_var, &var, unbiased), t)?);
-            }
-            Ok(join(checks))
-        };
-        let record = move |rec: &mut Recorder<'_>, _: &str, v: &[View]| {
-            let vectors = batch_norm::Vectors { gamma: v[1], beta: v[2], running_mean: v[3], running_var: v[4] };
-            match running {
-                false => batch_norm::statistics(rec, &g, MOMENTUM, v[0], vectors, v[5])?,
-                true => batch_norm::fixed(rec, &g, vectors, v[5])?,
-            }
-            batch_norm::apply(rec, &g, false, v[0], v[5], v[6])
-        };
-        return Problem::new(name, "forward", shape, operands, flops, record, check);
+                let want: Vec<f64> = o[0].content.gather(&all).into_iter().enumerate().map(value).collect();
+                judge("y", &out.gather(2, &all), &want, allowed(2e-6, dtype))
+            };
+            let record = move |rec: &mut Recorder<'_>, _: &str, v: &[View]| batch_norm::apply(rec, &g, relu, v[0], v[1], v[2]);
+            Problem::new(what.name(), "forward", shape, operands, 4 * n as u64, record, check)
+        }
+        Norm::Grad(how) => {
+            // The vectors are what the forward pass left: here they are computed, for all channels.
+            let (gamma, beta) =
+                ((0..c).map(|i| gamma.content.at(i)).collect::<Vec<_>>(), (0..c).map(|i| beta.content.at(i)).collect::<Vec<_>>());
+            let (mean, var) = match how.fixed {
+                true => ((0..c).map(|i| mean.content.at(i)).collect(), (0..c).map(|i| var.content.at(i)).collect()),
+                false => statistics_of(&x.content, rows, c),
+            };
+            let norm: Vec<f32> = columns(&mean, &var, &gamma, &beta).iter().map(|&v| v as f32).collect();
+            let operands = vec![
+                x,
+                Operand::input("norm", NORM * c, Dtype::F32, Content::Numbers(norm.into())),
+                input("d_y", n, dtype, 6),
+                Operand::output("d_x", n, dtype),
+                Operand::output("d_gamma", c, Dtype::F32),
+                Operand::output("d_beta", c, Dtype::F32),
+            ];
+            let pick = |v: &[f64], one: &[usize]| one.iter().map(|&i| v[i]).collect::<Vec<_>>();
+            let (mean, var, gamma, beta) = (pick(&mean, &one), pick(&var, &one), pick(&gamma, &one), pick(&beta, &one));
+            let check = move |o: &[Operand], out: &Outputs| {
+                let x = o[0].content.gather(&all);
+                let mut d_y = o[2].content.gather(&all);
+                if how.relu {
+                    let y = batch_norm::reference_normalize(&x, &mean, &var, EPS, &gamma, &beta);
+                    d_y.iter_mut().zip(y).for_each(|(d, y)| *d = if y > 0.0 { *d } else { 0.0 });
+                }
+                let (d_x, d_gamma, d_beta) = batch_norm::reference_backward(&x, &mean, &var, EPS, &gamma, &d_y, how.fixed);
+                // Values within rounding of the ReLU's kink may fall on either side of it: one in a million.
+                let kink = if how.relu { 2e-3 } else { 0.0 };
+                let near = |name: &str, got: &[f32], want: &[f64], tolerance: f64| -> Result<Check> {
+                    if kink == 0.0 {
+                        return judge(name, got, want, tolerance);
+                    }
+                    let scale = (want.iter().map(|w| w * w).sum::<f64>() / want.len().max(1) as f64).sqrt();
+                    let off = |(g, w): &(&f32, &f64)| !((f64::from(**g) - **w).abs() <= tolerance * (w.abs() + scale));
+                    let count = got.iter().zip(want).filter(off).count();
+                    if count as f64 > 3.0 + 1e-5 * want.len() as f64 {
+                        judge(name, got, want, tolerance)
+                    } else {
+                        Ok(Check { error: Some(0.0), tolerance, elements: want.len(), failure: None })
+                    }
+                };
+                Ok(join([
+                    near("d_x", &out.gather(3, &all), &d_x, allowed(t, dtype))?,
+                    judge("d_gamma", &out.gather(4, &one), &d_gamma, t + kink)?,
+                    judge("d_beta", &out.gather(5, &one), &d_beta, t + kink)?,
+                ]))
+            };
+            let record =
+                move |rec: &mut Recorder<'_>, _: &str, v: &[View]| batch_norm::backward(rec, &g, how, v[0], v[1], v[2], v[3], v[4], v[5]);
+            Problem::new(what.name(), "grad", shape, operands, 12 * n as u64, record, check)
+        }
     }
-    // The gradient takes what the forward pass kept: here it is computed, for all channels.
-    let whole: Vec<usize> = (0..c).collect();
-    let (all_mean, all_var) = match running {
-        true => (mean.content.gather(&whole), var.content.gather(&whole)),
-        false => statistics_of(&x.content, rows, &Part { samples: vec![0], channels: whole.clone() }),
-    };
-    let (gammas, betas) = (gamma.content.gather(&whole), beta.content.gather(&whole));
-    let inv: Vec<f64> = all_var.iter().map(|v| 1.0 / (v + eps).sqrt()).collect();
-    let factor: Vec<f64> = inv.iter().zip(&gammas).map(|(v, g)| v * g).collect();
-    let vectors: Vec<f32> = [&all_mean, &factor, &betas, &inv].into_iter().flatten().map(|&v| v as f32).collect();
-    let norm = Operand::input("norm", vectors.len(), Dtype::F32, Content::Numbers(vectors.into()));
-    let operands = vec![x, norm, input("d_y", n, dtype, 6), Operand::output("d_x", n, dtype), out("d_gamma"), out("d_beta")];
-    let check = move |o: &[Operand], out: &Outputs| {
-        let x = o[0].content.gather(&all);
-        let [gamma, mean, var] = [&gammas, &all_mean, &all_var].map(|v| one.iter().map(|&i| v[i]).collect::<Vec<f64>>());
-        let (d_x, d_gamma, d_beta) = batch_norm::reference_backward(&x, &mean, &var, eps, &gamma, &o[2].content.gather(&all), running);
-        let t = summed(rows);
-        Ok(join([
-            judge("d_x", &out.gather(3, &all), &d_x, allowed(t, dtype))?,
-            judge("d_gamma", &out.gather(4, &one), &d_gamma, t)?,
-            judge("d_beta", &out.gather(5, &one), &d_beta, t)?,
-        ]))
-    };
-    let how = batch_norm::Use { fixed: running, relu: false };
-    let record = move |rec: &mut Recorder<'_>, _: &str, v: &[View]| batch_norm::backward(rec, &g, how, v[0], v[1], v[2], v[3], v[4], v[5]);
-    Problem::new(name, "grad", shape, operands, flops, record, check)
+}
+
+/// Vectors `[4, C]` that normalise values around 0.25 to values of which about half pass a ReLU.
+pub(super) fn norm_of(c: usize, seed: u32) -> Operand {
+    let part = |k: u32, low, high| Content::between(seed + k, c, low, high);
+    let columns = [part(0, -0.5, 0.5), part(1, 0.5, 1.5), part(2, -0.5, 0.5), part(3, 0.5, 1.5)];
+    let values: Vec<f32> = columns.iter().flat_map(|v| (0..c).map(|i| v.at(i) as f32)).collect();
+    Operand::input("norm", NORM * c, Dtype::F32, Content::Numbers(values.into()))
+}
+
+/// A value as a kernel reads it that normalises on the way in: channel `c` of `channels`.
+pub(super) fn loaded(x: f64, norm: &Content, c: usize, channels: usize) -> f64 {
+    ((x - norm.at(c)) * norm.at(channels + c) + norm.at(2 * channels + c)).max(0.0)
 }
 
 /// Mean and biased variance of every channel, without a copy of the tensor.
-fn statistics_of(x: &Content, rows: usize, part: &Part) -> (Vec<f64>, Vec<f64>) {
-    let c = part.channels.len();
+fn statistics_of(x: &Content, rows: usize, c: usize) -> (Vec<f64>, Vec<f64>) {
     let (mut sum, mut square) = (vec![0.0; c], vec![0.0; c]);
     for r in 0..rows {
         for k in 0..c {
@@ -439,6 +562,59 @@ fn statistics_of(x: &Content, rows: usize, part: &Part) -> (Vec<f64>, Vec<f64>) 
     let mean: Vec<f64> = sum.iter().map(|s| s / rows as f64).collect();
     let var = square.iter().zip(&mean).map(|(s, m)| (s / rows as f64 - m * m).max(0.0)).collect();
     (mean, var)
+}
+
+/// The last layer of a network that restores: 1×1×1 convolution to one channel, sigmoid, loss, and in training their gradients.
+pub fn head(g: head::Geom, kind: Pointwise, parts: head::Parts) -> Problem {
+    let (n, c, batch) = (g.batch * g.voxels, g.channels, g.batch);
+    let mut operands = vec![input("x", n * c, Dtype::F32, 1)];
+    let mut place = |o: Operand| {
+        operands.push(o);
+        operands.len() - 1
+    };
+    let norm = parts.norm.then(|| place(norm_of(c, 20)));
+    let weight = place(vector("weight", c, 2, -0.3, 0.3));
+    let bias = place(vector("bias", 1, 3, -0.1, 0.1));
+    let target = place(vector("target", n, 4, 0.0, 1.0));
+    let loss = place(Operand::output("loss", batch, Dtype::F32));
+    let restored = parts.restored.then(|| place(Operand::output("restored", n, Dtype::F32)));
+    let gradient = parts.gradient.then(|| {
+        [
+            place(vector("d_loss", batch, 5, 0.5, 1.5)),
+            place(Operand::output("d_logit", n, Dtype::F32)),
+            place(Operand::output("d_weight", c, Dtype::F32)),
+            place(Operand::output("d_bias", 1, Dtype::F32)),
+        ]
+    });
+    let record = move |rec: &mut Recorder<'_>, _: &str, v: &[View]| {
+        let d = gradient.map(|[a, b, c, d]| head::Gradient { d_loss: v[a], d_logit: v[b], d_weight: v[c], d_bias: v[d] });
+        head::forward(rec, &g, kind, v[0], norm.map(|i| v[i]), v[weight], v[bias], v[target], v[loss], restored.map(|i| v[i]), d)
+    };
+    let check = move |o: &[Operand], out: &Outputs| {
+        let x: Vec<f64> = (0..n * c)
+            .map(|i| {
+                let v = o[0].content.at(i);
+                norm.map_or(v, |k| loaded(v, &o[k].content, i % c, c))
+            })
+            .collect();
+        let values = |i: usize| (0..o[i].elements).map(|k| o[i].content.at(k)).collect::<Vec<_>>();
+        let d = gradient.map_or_else(|| vec![1.0; batch], |[a, ..]| values(a));
+        let want = head::reference(&g, kind, &x, &values(weight), o[bias].content.at(0), &values(target), &d);
+        let t = summed(g.voxels);
+        let mut checks = vec![judge("loss", &out.numbers(loss), &want.loss, t)?];
+        if let Some(i) = restored {
+            checks.push(judge("restored", &out.numbers(i), &want.restored, 1e-5)?);
+        }
+        if let Some([_, logit, d_weight, d_bias]) = gradient {
+            checks.push(judge("d_logit", &out.numbers(logit), &want.d_logit, 2e-5)?);
+            checks.push(judge("d_weight", &out.numbers(d_weight), &want.d_weight, 2e-5 + t)?);
+            checks.push(judge("d_bias", &out.numbers(d_bias), &[want.d_bias], 2e-5 + t)?);
+        }
+        Ok(join(checks))
+    };
+    let flops = (n * c) as u64 * if parts.gradient { 4 } else { 2 };
+    let shape = format!("{batch},{c},1,1,{}", g.voxels);
+    Problem::new("head", "forward", shape, operands, flops, record, check)
 }
 
 /// PReLU with a slope per channel, or its gradient.
@@ -694,6 +870,28 @@ pub fn norm(n: usize) -> Problem {
         judge("norm", &out.numbers(1), &[sum.sqrt()], summed(n))
     };
     Problem::new("norm", "forward", n.to_string(), operands, 2 * n as u64, |rec, _, v| optimiser::norm(rec, v[0], v[1]), check)
+}
+
+/// Norm of `n` numbers and the factor that bounds it by 1.
+pub fn clip(n: usize) -> Problem {
+    let scalars = optimiser::scalars(1e-3, &Hyper::default(), 1).to_vec();
+    let operands = vec![
+        input("g", n, Dtype::F32, 1),
+        vector("loss", 1, 2, 0.5, 1.0),
+        Operand::input("scalars", scalars.len(), Dtype::F32, Content::Numbers(scalars.into())),
+        Operand::output("norm", 1, Dtype::F32),
+        Operand::output("factor", 1, Dtype::F32),
+    ];
+    let check = move |o: &[Operand], out: &Outputs| {
+        let norm = (0..n).map(|i| o[0].content.at(i).powi(2)).sum::<f64>().sqrt();
+        let factor = (1.0 / (norm + 1e-6)).min(1.0);
+        Ok(join([judge("norm", &out.numbers(3), &[norm], summed(n))?, judge("factor", &out.numbers(4), &[factor], summed(n))?]))
+    };
+    let record = |rec: &mut Recorder<'_>, _: &str, v: &[View]| {
+        optimiser::norm(rec, v[0], v[3])?;
+        optimiser::clip(rec, v[3], v[1], v[2], 1.0, v[4])
+    };
+    Problem::new("clip", "forward", n.to_string(), operands, 2 * n as u64, record, check)
 }
 
 /// Squared distances of `rows` rows to `cols` rows of `width` features.

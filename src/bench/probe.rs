@@ -136,11 +136,11 @@ fn stream(entry: &'static str, caps: &Caps, vectors: usize, passes: usize) -> (D
     let (input, output) = (View::whole(BufferId(0), vectors * 4), View::whole(BufferId(1), vectors * 4));
     let d = Dispatch::new("bench_memory", entry, specialise("bench_memory", &[], &[]));
     let d = match entry {
-        "write" => d.bind(output),
+        "writing" => d.bind(output),
         _ => d.bind(input).bind(output),
     };
     let d = d.param("groups", groups).param("rounds", rounds).param("span", span).param("step", step);
-    let bytes = groups * rounds * BLOCK * 16 * if entry == "copy" { 2 } else { 1 };
+    let bytes = groups * rounds * BLOCK * 16 * if entry == "copying" { 2 } else { 1 };
     (d.param("inner", inner).param("outer", vectors - 1).groups(groups), bytes as u64)
 }
 
@@ -151,7 +151,7 @@ fn touch() -> Dispatch {
 /// Every dispatch that the roof is measured with, for tests of translation: those of cooperative matrices last.
 pub fn dispatches(caps: &Caps) -> Vec<Dispatch> {
     let mut out: Vec<_> = F32.iter().chain(&F16).map(|a| a.dispatch(64, 4)).collect();
-    out.extend(["copy", "read", "write"].map(|entry| stream(entry, caps, 2048, 1).0));
+    out.extend(["copying", "reading", "writing"].map(|entry| stream(entry, caps, 2048, 1).0));
     out.extend([touch(), workgroup(4, 4), matrices(8, 4, 4), matrices(16, 4, 4)]);
     out
 }
@@ -232,7 +232,7 @@ impl Probe<'_> {
 
     /// Bandwidth by working set; `two` streams use both buffers.
     fn levels(&self, entry: &'static str, a: &Buffer, b: &Buffer) -> Result<Vec<Level>> {
-        let two = entry == "copy";
+        let two = entry == "copying";
         let mut out = Vec::new();
         for bytes in SETS {
             let each = if two { bytes / 2 } else { bytes };
@@ -291,9 +291,9 @@ pub fn roof(ctx: &Context, quick: bool, note: &mut dyn FnMut(&str)) -> Result<Ro
         ctx.flush();
     }
     ctx.wait()?;
-    let copy = probe.levels("copy", &a, &b)?;
-    let read = probe.levels("read", &a, &b)?;
-    let write = probe.levels("write", &a, &b)?;
+    let copy = probe.levels("copying", &a, &b)?;
+    let read = probe.levels("reading", &a, &b)?;
+    let write = probe.levels("writing", &a, &b)?;
     note("workgroup memory");
     let groups = probe.groups();
     let out = probe.buffer((groups * WORKGROUP_LANES * 4) as u64)?;

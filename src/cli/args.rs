@@ -9,14 +9,46 @@ use crate::files;
 use crate::gpu::Context;
 
 /// Options of every verb.
-#[derive(Debug, clap::Args)]
+#[derive(Debug)]
 pub(super) struct Common {
-    /// Write the result as JSON, and progress as one JSON object a line
-    #[arg(long, global = true)]
+    /// Whether results are written as JSON.
     pub(super) json: bool,
+    /// The adapter asked for.
+    pub(super) adapter: Option<String>,
+}
+
+/// [`Common`] as it is parsed. `--json` is a path so that verbs whose result is a file of JSON can take its name there;
+/// without one it stands for the output.
+#[derive(Debug, clap::Args)]
+struct Raw {
+    /// Write the result as JSON, and progress as one JSON object a line
+    #[arg(long, global = true, num_args = 0, default_missing_value = "-")]
+    json: Option<PathBuf>,
     /// Adapter to use: a part of its name or its index in `semgen devices` [default: the best kind]
     #[arg(long, global = true, value_name = "NAME|INDEX")]
-    pub(super) adapter: Option<String>,
+    adapter: Option<String>,
+}
+
+impl clap::FromArgMatches for Common {
+    fn from_arg_matches(matches: &clap::ArgMatches) -> std::result::Result<Self, clap::Error> {
+        let raw = Raw::from_arg_matches(matches)?;
+        Ok(Self { json: raw.json.is_some(), adapter: raw.adapter })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &clap::ArgMatches) -> std::result::Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl clap::Args for Common {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        Raw::augment_args(command)
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Raw::augment_args_for_update(command)
+    }
 }
 
 impl Common {

@@ -31,6 +31,8 @@ pub(super) struct Outcome {
     training_seconds: f64,
     /// Most device memory in use at once during this call.
     peak_bytes: u64,
+    /// Last loss scale and steps left out in both phases, in mixed precision.
+    scaling: Option<(f64, u64)>,
     /// The same for each phase of this call.
     phase_bytes: BTreeMap<String, u64>,
 }
@@ -63,6 +65,7 @@ impl Outcome {
             wall,
             training_seconds,
             peak_bytes,
+            scaling: scaling(&records),
             phase_bytes,
         })
     }
@@ -76,7 +79,7 @@ impl Outcome {
             l if l >= 0.0 => format!("{l:.0} % below the distorted input's {:.5}", v.identity),
             l => format!("{:.0} % above the distorted input's {:.5}", -l, v.identity),
         };
-        vec![
+        let mut cards = vec![
             (
                 "Validation accuracy",
                 format!("{:.1} %", 100.0 * v.accuracy),
@@ -94,7 +97,12 @@ impl Outcome {
                 json!(self.training_seconds),
             ),
             ("Device memory", text::bytes(self.peak_bytes), "most in use at once".into(), json!(self.peak_bytes)),
-        ]
+        ];
+        if let Some((scale, skipped)) = self.scaling {
+            let note = format!("mixed precision; the loss scale ended at {scale}");
+            cards.push(("Skipped steps", skipped.to_string(), note, json!(skipped)));
+        }
+        cards
     }
 
     /// Writes `summary.json`, with `more` key numbers first.
@@ -138,10 +146,42 @@ impl Outcome {
     }
 }
 
+/// The last loss scale, and the steps left out over all phases; `None` when there was no loss scale.
+fn scaling(records: &[Value]) -> Option<(f64, u64)> {
+    let scale = records.iter().rev().find_map(|r| r["loss_scale"].as_f64())?;
+    let mut skipped: Vec<(&str, u64)> = Vec::new();
+    for r in records {
+        let (Some(phase), Some(n)) = (r["phase"].as_str(), r["skipped"].as_u64()) else { continue };
+        match skipped.iter_mut().find(|s| s.0 == phase) {
+            Some(s) => s.1 = n,
+            None => skipped.push((phase, n)),
+        }
+    }
+    Some((scale, skipped.iter().map(|s| s.1).sum()))
+}
+
 fn seconds(s: f64) -> String {
     match s {
         s if s < 60.0 => format!("{s:.1} s"),
         s if s < 7200.0 => format!("{:.1} min", s / 60.0),
         s => format!("{:.1} h", s / 3600.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn skipped_steps_are_added_up_over_phases() {
+        let step = |phase: &str, scale: f64, skipped: u64| json!({"phase": phase, "loss_scale": scale, "skipped": skipped});
+        assert_eq!(scaling(&[json!({"phase": "joint", "loss": 1.0})]), None);
+        let records = [
+            step("classification", 65_536.0, 0),
+            step("classification", 65_536.0, 1),
+            step("joint", 65_536.0, 1),
+            step("joint", 32_768.0, 2),
+        ];
+        assert_eq!(scaling(&records), Some((32_768.0, 3)));
     }
 }

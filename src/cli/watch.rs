@@ -164,6 +164,14 @@ fn number(record: &Value, name: &str) -> Option<f64> {
     record.get(name)?.as_f64()
 }
 
+/// The loss scale of mixed precision, in words, once it has made a step be left out.
+fn scaling_words(record: &Value) -> String {
+    match (number(record, "loss_scale"), number(record, "skipped")) {
+        (Some(scale), Some(skipped)) if skipped > 0.0 => format!(", loss scale {scale} ({skipped} skipped)"),
+        _ => String::new(),
+    }
+}
+
 /// What an epoch came to, in words.
 fn epoch_line(record: &Value) -> String {
     let mut parts = vec![format!("{} epoch {}", record["phase"].as_str().unwrap_or_default(), record["epoch"].as_u64().unwrap_or(0) + 1)];
@@ -194,7 +202,7 @@ impl Observer for Watch {
         } else if let Some(progress) = &mut self.progress {
             let loss = number(record, "loss").unwrap_or(f64::NAN);
             let speed = number(record, "cubes_per_s").map_or(String::new(), |s| format!(", {s:.1} cubes/s"));
-            progress.set(step, &format!("loss {loss:.5}{speed}"));
+            progress.set(step, &format!("loss {loss:.5}{speed}{}", scaling_words(record)));
         }
     }
 
@@ -232,6 +240,13 @@ mod tests {
     fn milestones_are_few() {
         let kept: Vec<u32> = (1..=1000).filter(|&n| milestone(n)).collect();
         assert_eq!(kept, [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]);
+    }
+
+    #[test]
+    fn skipped_steps_are_shown_and_only_they() {
+        assert_eq!(scaling_words(&json!({"loss": 1.0})), "");
+        assert_eq!(scaling_words(&json!({"loss_scale": 65536.0, "skipped": 0})), "");
+        assert_eq!(scaling_words(&json!({"loss_scale": 32768.0, "skipped": 1})), ", loss scale 32768 (1 skipped)");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::config::{Auto, Autoencoder, Config, Optimiser, Schedule};
+use crate::config::{Auto, Autoencoder, Config, Optimiser, Precision, Schedule};
 use crate::data::resize::resize;
 use crate::data::store::{Split, Store};
 use crate::error::{Error, Result};
@@ -200,7 +200,8 @@ fn spec(config: &Config) -> Spec {
 /// A step of `batch` scans of `size`, as far as its needs are concerned.
 pub fn stage(config: &Config, batch: usize, size: [usize; 3]) -> Stage {
     let objective = Objective::Autoencoder { skips: config.discover.autoencoder.skips };
-    Stage { objective, spec: spec(config), batch, size, optimiser: Optimiser::Adam }
+    // Patients are described alike whatever precision the network is pretrained in.
+    Stage { objective, spec: spec(config), batch, size, precision: Precision::F32, optimiser: Optimiser::Adam }
 }
 
 /// The autoencoder's settings for an adapter, with nothing left to derive, and how its steps of `batch` scans are taken
@@ -328,7 +329,7 @@ pub fn train(
         ));
     }
     let stage = stage(config, batch, scans.size());
-    let fit = fit(config, ctx.caps(), &Options::default(), std::slice::from_ref(&stage), settings.micro_batch)?;
+    let fit = fit(config, ctx.caps(), &Options::of(ctx), std::slice::from_ref(&stage), settings.micro_batch)?;
     let phase = Phase {
         ctx,
         config,
@@ -339,6 +340,7 @@ pub fn train(
         batch,
         micro: fit.micro_batch,
         recompute: fit.recompute,
+        precision: stage.precision,
         optimiser: stage.optimiser,
         hyper: Hyper::default(),
         clip_norm: 0.0,

@@ -113,25 +113,30 @@ fn built_in() -> Result<(Source, Source)> {
 
 /// Every case of every kernel, one row for each kernel and variant.
 fn kernels(ctx: &Context, on_row: &mut dyn FnMut(Row)) -> Result<()> {
-    let mut groups: Vec<((&str, &str), Vec<Case>)> = Vec::new();
+    let mut groups: Vec<(String, Vec<Case>)> = Vec::new();
     for case in all_cases() {
-        let key = (case.kernel, case.variant);
+        let key = case.name();
         match groups.iter_mut().find(|g| g.0 == key) {
             Some(group) => group.1.push(case),
             None => groups.push((key, vec![case])),
         }
     }
-    for ((kernel, variant), cases) in groups {
-        on_row(group_row(format!("{kernel} {variant}"), ctx, &cases)?);
+    for (name, cases) in groups {
+        on_row(group_row(name, ctx, &cases)?);
     }
     Ok(())
 }
 
 /// Runs `cases` and keeps the worst.
 fn group_row(name: String, ctx: &Context, cases: &[Case]) -> Result<Row> {
-    let mut row = Row { part: Part::Kernel, name, count: cases.len(), error: 0.0, tolerance: 0.0, failure: None, note: None };
+    let mut row = Row { part: Part::Kernel, name, count: 0, error: 0.0, tolerance: 0.0, failure: None, note: None };
     let mut worst = f64::NEG_INFINITY;
     for case in cases {
+        if let Some(why) = case.beyond(ctx.caps()) {
+            row.note = Some(format!("not run: {why}"));
+            continue;
+        }
+        row.count += 1;
         let (error, tolerance, failure) = match case.run(ctx) {
             Ok(o) => (o.error, o.tolerance, o.failure),
             // A kernel that cannot run is a finding; a device that is gone is an error.

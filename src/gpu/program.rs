@@ -115,10 +115,12 @@ impl Program {
                     });
                 }
                 let buffer = lookup(view.buffer);
-                if view.offset + view.len > buffer.bytes() {
+                // Bindings are whole words; a tensor of an odd number of 16-bit elements ends within one.
+                let len = view.len.next_multiple_of(4);
+                if view.offset + len > buffer.bytes() {
                     return Err(Error::Gpu(format!("{}: binding {binding} leaves its buffer", d.label)));
                 }
-                let raw = wgpu::BufferBinding { buffer: &buffer.raw, offset: view.offset, size: wgpu::BufferSize::new(view.len) };
+                let raw = wgpu::BufferBinding { buffer: &buffer.raw, offset: view.offset, size: wgpu::BufferSize::new(len) };
                 entries.push(wgpu::BindGroupEntry { binding, resource: wgpu::BindingResource::Buffer(raw) });
             }
             if let Some(params) = &pipeline.params {

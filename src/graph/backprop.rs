@@ -25,7 +25,9 @@ impl Graph {
         self.expect("backward", "the loss", loss, Shape::vector(1))?;
         let needed = self.needing_gradient(wanted);
         let mut grads = Gradients::new();
-        grads.insert(loss, self.push1("loss.grad", Op::Fill(1.0), vec![], Shape::vector(1)));
+        let seed = self.push1("loss.grad", Op::Fill(1.0), vec![], Shape::vector(1));
+        self.seed = Some(seed);
+        grads.insert(loss, seed);
         for i in (0..self.nodes.len()).rev() {
             let node = self.nodes[i].clone();
             if node.outputs.iter().any(|o| grads.contains_key(o)) {

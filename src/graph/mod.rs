@@ -8,12 +8,15 @@ mod backprop;
 mod build;
 mod op;
 mod params;
+mod precision;
 
 pub use build::NormValues;
 pub use op::{FusedConv, Head, Op, Upsampling};
 pub use params::{Init, Layout, Param, Tensors};
+pub use precision::LOSS_SCALE;
 
 use crate::error::{Error, Result};
+use crate::gpu::Dtype;
 use crate::kernels::batch_norm;
 
 /// Shape of a value: `[N, D, H, W, C]`, C innermost. Vectors are `[1, 1, 1, 1, n]`, per-sample numbers `[N, 1, 1, 1, 1]`.
@@ -97,6 +100,15 @@ pub struct Value {
     pub shape: Shape,
     /// Where it lives.
     pub home: Home,
+    /// How its elements are stored; see [`Graph::stored_in`].
+    pub dtype: Dtype,
+}
+
+impl Value {
+    /// Bytes that it takes.
+    pub fn bytes(&self) -> u64 {
+        self.shape.len() as u64 * self.dtype.bytes()
+    }
 }
 
 /// An operation with its operands.
@@ -123,6 +135,8 @@ pub struct Graph {
     pub state: Tensors,
     inputs: Vec<(String, ValueId)>,
     outputs: Vec<(String, ValueId)>,
+    /// The constant that the gradient starts from, if there is a gradient.
+    seed: Option<ValueId>,
 }
 
 impl Graph {
@@ -195,7 +209,7 @@ impl Graph {
     }
 
     fn value(&mut self, shape: Shape, home: Home) -> ValueId {
-        self.values.push(Value { shape, home });
+        self.values.push(Value { shape, home, dtype: Dtype::F32 });
         ValueId(self.values.len() - 1)
     }
 
@@ -214,6 +228,12 @@ impl Graph {
     /// The same network by other operations: all values, inputs and outputs stay.
     pub(crate) fn rewritten(&self, nodes: Vec<Node>) -> Self {
         Self { nodes, ..self.clone() }
+    }
+
+    /// A new value like `v`, computed by an operation of its own.
+    pub(crate) fn twin(&mut self, v: ValueId) -> ValueId {
+        self.values.push(Value { home: Home::Computed, ..self.values[v.0].clone() });
+        ValueId(self.values.len() - 1)
     }
 
     fn expect(&self, op: &'static str, what: &str, value: ValueId, shape: Shape) -> Result<()> {

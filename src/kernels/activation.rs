@@ -1,11 +1,11 @@
 //! ReLU, ELU (α = 1) and sigmoid, elementwise.
 
-use super::check::{Case, Outcome, Trial, compare, numbers};
+use super::check::{Case, DTYPES, Outcome, Trial, allowed, as_stored, compare, numbers};
 use super::elementwise::VECTORS_PER_GROUP;
-use super::rows::{Pretend, bound_at_once, elem, element_parts, expect, vector_width};
+use super::rows::{Pretend, alike, bound_at_once, elem, element_parts, expect, stored, vector_width};
 use super::{Const, specialise};
 use crate::error::Result;
-use crate::gpu::{Context, Dispatch, Recorder, View};
+use crate::gpu::{Context, Dispatch, Dtype, Recorder, View};
 
 /// Which function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -22,21 +22,22 @@ pub enum Function {
 fn record(rec: &mut Recorder<'_>, function: Function, entry: &'static str, inputs: &[View], out: View) {
     let n = out.elements();
     let width = vector_width(n);
-    let source = specialise("activation", &[("FUNCTION", Const::U32(function as usize)), elem(width)], &[]);
-    for (first, count) in element_parts(rec.caps, n) {
+    let source = specialise("activation", &[("FUNCTION", Const::U32(function as usize)), elem(width), stored(width, out.dtype)], &[]);
+    for (first, count) in element_parts(rec.caps, n, out.dtype) {
         let d = inputs.iter().fold(Dispatch::new("activation", entry, source.clone()), |d, v| d.bind(v.slice(first, count)));
         let d = d.bind(out.slice(first, count)).param("n", count / width);
         rec.push(d.items(count / width, VECTORS_PER_GROUP).flops((inputs.len() * count) as u64));
     }
 }
 
-/// `output = f(input)`, elementwise; the two views have the same length and may not overlap. NaN stays NaN.
+/// `output = f(input)`, elementwise; the two views have the same length, are stored alike and may not overlap. NaN stays NaN.
 ///
 /// # Errors
-/// [`crate::error::Error::Shape`] when lengths differ or are zero.
+/// [`crate::error::Error::Shape`] when lengths or types differ or a length is zero.
 pub fn forward(rec: &mut Recorder<'_>, function: Function, input: View, output: View) -> Result<()> {
     let n = output.elements();
     expect("activation", &[("output", output, n), ("input", input, n)])?;
+    alike("activation", &[("output", output), ("input", input)])?;
     record(rec, function, "forward", &[input], output);
     Ok(())
 }
@@ -44,10 +45,11 @@ pub fn forward(rec: &mut Recorder<'_>, function: Function, input: View, output: 
 /// `d_input = d_output · f′`, from the forward *output*.
 ///
 /// # Errors
-/// [`crate::error::Error::Shape`] when lengths differ or are zero.
+/// As [`forward`].
 pub fn backward(rec: &mut Recorder<'_>, function: Function, output: View, d_output: View, d_input: View) -> Result<()> {
     let n = output.elements();
     expect("activation", &[("output", output, n), ("d_output", d_output, n), ("d_input", d_input, n)])?;
+    alike("activation", &[("output", output), ("d_output", d_output), ("d_input", d_input)])?;
     record(rec, function, "backward", &[output, d_output], d_input);
     Ok(())
 }
@@ -83,23 +85,25 @@ pub fn reference_slope(function: Function, x: f64) -> f64 {
     }
 }
 
-fn check_forward(ctx: &Context, function: Function, x: &[f32], limit: u64) -> Result<Outcome> {
+fn check_forward(ctx: &Context, function: Function, x: &[f32], limit: u64, dtype: Dtype) -> Result<Outcome> {
+    let x = as_stored(x, dtype);
     let mut t = Trial::new(ctx);
-    let (input, output) = (t.input(x)?, t.output(x.len())?);
+    let (input, output) = (t.tensor(&x, dtype)?, t.empty(x.len(), dtype)?);
     t.run(|rec| Pretend::limit(ctx, limit).record(rec, |rec| forward(rec, function, input, output)))?;
     let want: Vec<f64> = x.iter().map(|&v| reference_value(function, f64::from(v))).collect();
     // exp on the device is good to a few units in the last place.
-    compare(&t.read(output)?, &want, 2e-6)
+    compare(&t.values(output)?, &want, allowed(2e-6, dtype))
 }
 
-fn check_backward(ctx: &Context, function: Function, n: usize, limit: u64) -> Result<Outcome> {
-    let (x, r) = (numbers(2, n, 3.0), numbers(3, n, 1.0));
+fn check_backward(ctx: &Context, function: Function, n: usize, limit: u64, dtype: Dtype) -> Result<Outcome> {
+    let (x, r) = (numbers(2, n, 3.0), as_stored(&numbers(3, n, 1.0), dtype));
     let y: Vec<f32> = x.iter().map(|&v| reference_value(function, f64::from(v)) as f32).collect();
     let mut t = Trial::new(ctx);
-    let (output, d_output, d_input) = (t.input(&y)?, t.input(&r)?, t.output(n)?);
+    let (output, d_output, d_input) = (t.tensor(&y, dtype)?, t.tensor(&r, dtype)?, t.empty(n, dtype)?);
     t.run(|rec| Pretend::limit(ctx, limit).record(rec, |rec| backward(rec, function, output, d_output, d_input)))?;
     let want: Vec<f64> = x.iter().zip(&r).map(|(&v, &r)| f64::from(r) * reference_slope(function, f64::from(v))).collect();
-    compare(&t.read(d_input)?, &want, 4e-6)
+    // The slope comes from the stored output.
+    compare(&t.values(d_input)?, &want, allowed(allowed(4e-6, dtype), dtype))
 }
 
 fn check_nan(ctx: &Context, function: Function) -> Result<Outcome> {
@@ -119,12 +123,16 @@ pub fn cases() -> Vec<Case> {
             [(1, u64::MAX), (3, u64::MAX), (4, u64::MAX), (255, u64::MAX), (1024, u64::MAX), (1028, u64::MAX), (4099, 4096), (5000, 4096)]
         {
             let what = format!("{function:?} {n}{}", bound_at_once(limit));
-            out.push(Case::new("activation", "forward", what.clone(), move |ctx| check_forward(ctx, function, &numbers(1, n, 3.0), limit)));
-            out.push(Case::new("activation", "backward", what, move |ctx| check_backward(ctx, function, n, limit)));
+            for dtype in DTYPES {
+                let forward = move |ctx: &Context| check_forward(ctx, function, &numbers(1, n, 3.0), limit, dtype);
+                out.push(Case::new("activation", "forward", what.clone(), forward).stored(dtype));
+                let backward = move |ctx: &Context| check_backward(ctx, function, n, limit, dtype);
+                out.push(Case::new("activation", "backward", what.clone(), backward).stored(dtype));
+            }
         }
         let extreme = [0.0, -0.0, -100.0, 60.0, 1e-30, -1e-30, 1e-3, -1e-3];
         out.push(Case::new("activation", "forward", format!("{function:?} extreme"), move |ctx| {
-            check_forward(ctx, function, &extreme, u64::MAX)
+            check_forward(ctx, function, &extreme, u64::MAX, Dtype::F32)
         }));
         out.push(Case::new("activation", "forward", format!("{function:?} NaN"), move |ctx| check_nan(ctx, function)));
     }

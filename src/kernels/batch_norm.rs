@@ -1,13 +1,15 @@
 //! Batch normalisation over N and space (Ioffe and Szegedy, 2015), as PyTorch's `BatchNorm3d`:
 //! normalised with the biased variance, the running variance kept unbiased.
 //!
-//! Activations are `[batch, spatial, channels]`, vectors `[channels]`.
+//! Activations are `[batch, spatial, channels]`, those of one operation stored alike; vectors `[channels]`, in 32 bits.
 
-use super::check::{Case, Outcome, Trial, compare, numbers, worst};
-use super::rows::{Chunks, KINDS, Pretend, bound_at_once, elem, expect, row_chunks, row_parts, successive, vector_width};
+use super::check::{Case, DTYPES, Outcome, Trial, allowed, as_stored, compare, numbers, worst};
+use super::rows::{
+    Chunks, KINDS, Pretend, alike, bound_at_once, elem, expect, most_chunks, row_chunks, row_parts, stored, successive, vector_width,
+};
 use super::{Const, specialise};
 use crate::error::Result;
-use crate::gpu::{Context, Dispatch, Recorder, View};
+use crate::gpu::{Context, Dispatch, Dtype, Recorder, View};
 
 /// Shape of a batch normalisation.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -27,11 +29,12 @@ impl Geom {
         self.batch * self.spatial
     }
 
-    /// Checks that activations and vectors have this geometry's sizes.
-    fn expect(&self, activations: &[(&str, View)], vectors: &[(&str, View)]) -> Result<()> {
+    /// Checks that activations and vectors have this geometry's sizes; returns how activations are stored.
+    fn expect(&self, activations: &[(&str, View)], vectors: &[(&str, View)]) -> Result<Dtype> {
         let sizes = [(activations, self.rows() * self.channels), (vectors, self.channels)];
         let operands: Vec<_> = sizes.iter().flat_map(|(views, n)| views.iter().map(move |&(name, view)| (name, view, *n))).collect();
-        expect("batch_norm", &operands)
+        expect("batch_norm", &operands)?;
+        if activations.is_empty() { Ok(Dtype::F32) } else { alike("batch_norm", activations) }
     }
 }
 
@@ -79,17 +82,19 @@ struct Plan {
     geom: Geom,
     momentum: f32,
     /// Constants of the kernel's text.
-    header: [(&'static str, Const); 4],
+    header: [(&'static str, Const); 5],
     width: usize,
     /// `(first row, rows)` of each part that can be bound at once.
     parts: Vec<(usize, usize)>,
 }
 
 impl Plan {
-    fn new(rec: &Recorder<'_>, geom: &Geom, momentum: f32, how: Use) -> Result<Self> {
-        let parts = row_parts(rec.caps, "batch_norm", geom.rows(), geom.channels)?;
+    /// For activations stored as `dtype`; without any, that is F32.
+    fn new(rec: &Recorder<'_>, geom: &Geom, dtype: Dtype, momentum: f32, how: Use) -> Result<Self> {
+        let parts = row_parts(rec.caps, "batch_norm", geom.rows(), geom.channels, dtype)?;
         let width = vector_width(geom.channels);
-        let header = [elem(width), successive(rec.caps), ("FIXED", Const::Bool(how.fixed)), ("RELU", Const::Bool(how.relu))];
+        let flags = [("FIXED", Const::Bool(how.fixed)), ("RELU", Const::Bool(how.relu))];
+        let header = [elem(width), stored(width, dtype), successive(rec.caps), flags[0], flags[1]];
         Ok(Self { geom: *geom, momentum, header, width, parts })
     }
 
@@ -118,7 +123,8 @@ impl Plan {
     /// Reduces the parts of `inputs`, together with the whole of `vectors`, to partials of `fields` vectors
     /// each; returns them and their number.
     fn reduce(&self, rec: &mut Recorder<'_>, entry: &'static str, fields: usize, inputs: &[View], vectors: &[View]) -> (View, usize) {
-        let cuts: Vec<Chunks> = self.parts.iter().map(|p| row_chunks(p.1, self.vectors(), TURNS_REDUCE, MOST_CHUNKS)).collect();
+        let cuts: Vec<Chunks> =
+            self.parts.iter().map(|p| row_chunks(p.1, self.vectors(), TURNS_REDUCE, most_chunks(rec.caps, MOST_CHUNKS))).collect();
         let count = cuts.iter().map(|c| c.count).sum();
         let partials = rec.scratch(count * fields * self.geom.channels);
         let mut first = 0;
@@ -149,11 +155,11 @@ impl Plan {
 /// PyTorch refuses, the variance is 0 in both senses.
 ///
 /// # Errors
-/// [`crate::error::Error::Shape`] when a view does not fit `g` or a size is zero, [`crate::error::Error::ExceedsLimit`] when
+/// [`crate::error::Error::Shape`] when a view does not fit `g`, types differ or a size is zero, [`crate::error::Error::ExceedsLimit`] when
 /// not even 64 rows can be bound.
 pub fn statistics(rec: &mut Recorder<'_>, g: &Geom, momentum: f32, x: View, v: Vectors, norm: View) -> Result<()> {
-    g.expect(&[("x", x)], &[])?;
-    let plan = Plan::new(rec, g, momentum, Use::default())?;
+    let dtype = g.expect(&[("x", x)], &[])?;
+    let plan = Plan::new(rec, g, dtype, momentum, Use::default())?;
     let (partials, count) = plan.reduce(rec, "statistics", 3, &[x], &[]);
     finish(rec, g, momentum, partials, count, v, norm)
 }
@@ -166,7 +172,7 @@ pub fn statistics(rec: &mut Recorder<'_>, g: &Geom, momentum: f32, x: View, v: V
 pub fn finish(rec: &mut Recorder<'_>, g: &Geom, momentum: f32, partials: View, count: usize, v: Vectors, norm: View) -> Result<()> {
     expect("batch_norm", &[("partials", partials, count * 3 * g.channels)])?;
     expect_norm(g, v, norm)?;
-    let plan = Plan::new(rec, g, momentum, Use::default())?;
+    let plan = Plan::new(rec, g, Dtype::F32, momentum, Use::default())?;
     let views = [partials, v.gamma, v.beta, v.running_mean, v.running_var, norm];
     rec.push(plan.dispatch("finish_statistics", &views, 0, 0, 0, count).groups(plan.vectors()).flops(8 * partials.elements() as u64));
     Ok(())
@@ -178,7 +184,7 @@ pub fn finish(rec: &mut Recorder<'_>, g: &Geom, momentum: f32, partials: View, c
 /// As [`statistics`].
 pub fn fixed(rec: &mut Recorder<'_>, g: &Geom, v: Vectors, norm: View) -> Result<()> {
     expect_norm(g, v, norm)?;
-    let plan = Plan::new(rec, g, 0.0, Use::default())?;
+    let plan = Plan::new(rec, g, Dtype::F32, 0.0, Use::default())?;
     let views = [v.gamma, v.beta, v.running_mean, v.running_var, norm];
     rec.push(plan.dispatch("finish_fixed", &views, 0, 0, 0, 0).items(plan.vectors(), 64).flops(4 * g.channels as u64));
     Ok(())
@@ -195,9 +201,9 @@ fn expect_norm(g: &Geom, v: Vectors, norm: View) -> Result<()> {
 /// # Errors
 /// As [`statistics`].
 pub fn apply(rec: &mut Recorder<'_>, g: &Geom, relu: bool, x: View, norm: View, y: View) -> Result<()> {
-    g.expect(&[("x", x), ("y", y)], &[])?;
+    let dtype = g.expect(&[("x", x), ("y", y)], &[])?;
     expect("batch_norm", &[("norm", norm, NORM * g.channels)])?;
-    Plan::new(rec, g, 0.0, Use { fixed: false, relu })?.map(rec, "apply", &[x], &[norm], y);
+    Plan::new(rec, g, dtype, 0.0, Use { fixed: false, relu })?.map(rec, "apply", &[x], &[norm], y);
     Ok(())
 }
 
@@ -217,9 +223,9 @@ pub fn backward(
     d_gamma: View,
     d_beta: View,
 ) -> Result<()> {
-    g.expect(&[("x", x), ("d_y", d_y), ("d_x", d_x)], &[("d_gamma", d_gamma), ("d_beta", d_beta)])?;
+    let dtype = g.expect(&[("x", x), ("d_y", d_y), ("d_x", d_x)], &[("d_gamma", d_gamma), ("d_beta", d_beta)])?;
     expect("batch_norm", &[("norm", norm, NORM * g.channels)])?;
-    let plan = Plan::new(rec, g, 0.0, how)?;
+    let plan = Plan::new(rec, g, dtype, 0.0, how)?;
     let (partials, count) = plan.reduce(rec, "backward_sums", 2, &[x, d_y], &[norm]);
     let coefficients = rec.scratch(2 * g.channels);
     let views = [partials, norm, d_gamma, d_beta, coefficients];
@@ -284,7 +290,7 @@ fn wide(v: &[f32]) -> Vec<f64> {
     v.iter().map(|&v| f64::from(v)).collect()
 }
 
-/// Inputs of a case: values of standard deviation about 1 around `offset`.
+/// Inputs of a case: values of standard deviation about 1 around `offset`, activations as they are stored.
 struct Inputs {
     x: Vec<f32>,
     gamma: Vec<f32>,
@@ -295,15 +301,17 @@ struct Inputs {
 }
 
 impl Inputs {
-    fn new(g: &Geom, offset: f32) -> Self {
+    fn new(g: &Geom, offset: f32, dtype: Dtype) -> Self {
         let (n, c) = (g.rows() * g.channels, g.channels);
+        let x: Vec<f32> = numbers(1, n, 2.0).iter().enumerate().map(|(i, v)| v + offset * (1.0 + (i % c) as f32 / c as f32)).collect();
+        let d_y: Vec<f32> = numbers(6, n, 1.0).iter().map(|v| v + 0.25).collect();
         Self {
-            x: numbers(1, n, 2.0).iter().enumerate().map(|(i, v)| v + offset * (1.0 + (i % c) as f32 / c as f32)).collect(),
+            x: as_stored(&x, dtype),
             gamma: numbers(2, c, 1.0).iter().map(|v| v + 1.5).collect(),
             beta: numbers(3, c, 1.0),
             mean: numbers(4, c, 1.0).iter().map(|v| v + offset).collect(),
             var: numbers(5, c, 0.9).iter().map(|v| v + 1.0).collect(),
-            d_y: numbers(6, n, 1.0).iter().map(|v| v + 0.25).collect(),
+            d_y: as_stored(&d_y, dtype),
         }
     }
 }
@@ -324,13 +332,13 @@ fn unpack(t: &Trial<'_>, whole: View, channels: usize) -> Result<Vec<Vec<f32>>> 
     Ok(all.chunks(channels.next_multiple_of(64)).map(|v| v[..channels].to_vec()).collect())
 }
 
-fn check_forward(ctx: &Context, g: &Geom, how: Use, offset: f32, adapter: Pretend) -> Result<Outcome> {
-    let (i, momentum) = (Inputs::new(g, offset), 0.3f32);
+fn check_forward(ctx: &Context, g: &Geom, how: Use, offset: f32, adapter: Pretend, dtype: Dtype) -> Result<Outcome> {
+    let (i, momentum) = (Inputs::new(g, offset, dtype), 0.3f32);
     let mut t = Trial::new(ctx);
-    let x = t.input(&i.x)?;
+    let x = t.tensor(&i.x, dtype)?;
     let (_, parameters) = pack(&mut t, &[&i.gamma, &i.beta], g.channels)?;
     let (buffers, running) = pack(&mut t, &[&i.mean, &i.var], g.channels)?;
-    let (norm, y) = (t.output(NORM * g.channels)?, t.output(i.x.len())?);
+    let (norm, y) = (t.output(NORM * g.channels)?, t.empty(i.x.len(), dtype)?);
     let v = Vectors { gamma: parameters[0], beta: parameters[1], running_mean: running[0], running_var: running[1] };
     t.run(|rec| {
         adapter.record(rec, |rec| {
@@ -361,7 +369,7 @@ fn check_forward(ctx: &Context, g: &Geom, how: Use, offset: f32, adapter: Preten
     let inv_std: Vec<f64> = var.iter().map(|v| 1.0 / (v + eps).sqrt()).collect();
     let factor: Vec<f64> = inv_std.iter().zip(&i.gamma).map(|(v, &g)| v * f64::from(g)).collect();
     worst([
-        ("y", compare(&t.read(y)?, &want_y, tolerance)?),
+        ("y", compare(&t.values(y)?, &want_y, allowed(tolerance, dtype))?),
         ("mean", compare(part(0), &mean, 4e-6)?),
         ("factor", compare(part(1), &factor, 2e-6)?),
         ("shift", compare(part(2), &wide(&i.beta), 1e-9)?),
@@ -371,8 +379,8 @@ fn check_forward(ctx: &Context, g: &Geom, how: Use, offset: f32, adapter: Preten
     ])
 }
 
-fn check_backward(ctx: &Context, g: &Geom, how: Use, adapter: Pretend) -> Result<Outcome> {
-    let i = Inputs::new(g, 0.5);
+fn check_backward(ctx: &Context, g: &Geom, how: Use, adapter: Pretend, dtype: Dtype) -> Result<Outcome> {
+    let i = Inputs::new(g, 0.5, dtype);
     let eps = f64::from(g.eps);
     let (mean, var) = if how.fixed { (wide(&i.mean), wide(&i.var)) } else { reference_statistics(&wide(&i.x), g.channels) };
     let mut t = Trial::new(ctx);
@@ -390,7 +398,7 @@ fn check_backward(ctx: &Context, g: &Geom, how: Use, adapter: Pretend) -> Result
             passed[k] = if *y > 0.0 { f64::from(given[k]) } else { 0.0 };
         }
     }
-    let (x, d_y, d_x) = (t.input(&i.x)?, t.input(&given)?, t.output(i.x.len())?);
+    let (x, d_y, d_x) = (t.tensor(&i.x, dtype)?, t.tensor(&given, dtype)?, t.empty(i.x.len(), dtype)?);
     let norm_view = t.input(&norm.iter().map(|&v| v as f32).collect::<Vec<_>>())?;
     let empty = vec![f32::NAN; g.channels];
     let (gradients, d) = pack(&mut t, &[&empty, &empty], g.channels)?;
@@ -399,7 +407,8 @@ fn check_backward(ctx: &Context, g: &Geom, how: Use, adapter: Pretend) -> Result
     let got = unpack(&t, gradients, g.channels)?;
     // Sums cancel to about √rows of their terms; d_x is a difference of three terms.
     let d_gamma = compare(&got[0], &want_gamma, 5e-6)?;
-    worst([("d_x", compare(&t.read(d_x)?, &want_x, 5e-6)?), ("d_gamma", d_gamma), ("d_beta", compare(&got[1], &want_beta, 5e-6)?)])
+    let d_x = compare(&t.values(d_x)?, &want_x, allowed(5e-6, dtype))?;
+    worst([("d_x", d_x), ("d_gamma", d_gamma), ("d_beta", compare(&got[1], &want_beta, 5e-6)?)])
 }
 
 /// Training and inference, forward and backward: awkward channels and rows, large means, several
@@ -426,7 +435,7 @@ pub fn cases() -> Vec<Case> {
     let mut out = Vec::new();
     for (batch, spatial, channels, limit) in shapes {
         let g = Geom { batch, spatial, channels, eps: 1e-5 };
-        for kind in KINDS {
+        for (kind, dtype) in KINDS.into_iter().flat_map(|kind| DTYPES.map(|dtype| (kind, dtype))) {
             let adapter = Pretend { limit, kind };
             let what = format!("{batch}x{spatial}x{channels} {kind:?}{}", bound_at_once(limit));
             for (how, offset) in
@@ -434,12 +443,14 @@ pub fn cases() -> Vec<Case> {
             {
                 let how = Use { fixed: how[0], relu: how[1] };
                 let what = format!("{what}{}, mean {offset}", how.text());
-                out.push(Case::new("batch_norm", "forward", what, move |ctx| check_forward(ctx, &g, how, offset, adapter)));
+                let check = move |ctx: &Context| check_forward(ctx, &g, how, offset, adapter, dtype);
+                out.push(Case::new("batch_norm", "forward", what, check).stored(dtype));
             }
             for how in [[false, false], [false, true], [true, false], [true, true]] {
                 let how = Use { fixed: how[0], relu: how[1] };
                 let what = format!("{what}{}", how.text());
-                out.push(Case::new("batch_norm", "backward", what, move |ctx| check_backward(ctx, &g, how, adapter)));
+                let check = move |ctx: &Context| check_backward(ctx, &g, how, adapter, dtype);
+                out.push(Case::new("batch_norm", "backward", what, check).stored(dtype));
             }
         }
     }

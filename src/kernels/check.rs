@@ -34,6 +34,8 @@ pub struct Case {
     pub kernel: &'static str,
     /// Variant or entry point.
     pub variant: &'static str,
+    /// How the activations of the case are stored.
+    pub dtype: Dtype,
     /// Shape and other particulars.
     pub what: String,
     body: Box<Body>,
@@ -41,7 +43,7 @@ pub struct Case {
 
 impl std::fmt::Debug for Case {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {} {}", self.kernel, self.variant, self.what)
+        write!(f, "{} {}", self.name(), self.what)
     }
 }
 
@@ -53,7 +55,23 @@ impl Case {
         what: impl Into<String>,
         body: impl Fn(&Context) -> Result<Outcome> + Send + Sync + 'static,
     ) -> Self {
-        Self { kernel, variant, what: what.into(), body: Box::new(body) }
+        Self { kernel, variant, dtype: Dtype::F32, what: what.into(), body: Box::new(body) }
+    }
+
+    /// The case, of activations stored as `dtype`.
+    #[must_use]
+    pub fn stored(self, dtype: Dtype) -> Self {
+        Self { dtype, ..self }
+    }
+
+    /// Kernel and variant, and how activations are stored where that is not in 32 bits.
+    pub fn name(&self) -> String {
+        format!("{} {}{}", self.kernel, self.variant, if self.dtype == Dtype::F16 { " f16" } else { "" })
+    }
+
+    /// Why the case cannot be carried out on an adapter, if it cannot.
+    pub fn beyond(&self, caps: &Caps) -> Option<&'static str> {
+        (self.dtype == Dtype::F16 && !caps.f16).then_some("the adapter has no 16-bit floats in shaders")
     }
 
     /// Carries the case out.
@@ -125,7 +143,11 @@ impl<'c> Trial<'c> {
         match dtype {
             Dtype::F32 => self.ctx.upload(buffer, view.offset, values),
             Dtype::F16 => {
-                let halves: Vec<u16> = values.iter().map(|&v| half::f16::from_f32(v).to_bits()).collect();
+                let mut halves: Vec<u16> = values.iter().map(|&v| half::f16::from_f32(v).to_bits()).collect();
+                if halves.len() % 2 == 1 {
+                    // Whole words are written; the rest of the last one belongs to the guard band.
+                    halves.push((SENTINEL >> 16) as u16);
+                }
                 self.ctx.upload(buffer, view.offset, &halves);
             }
         }
@@ -140,7 +162,7 @@ impl<'c> Trial<'c> {
         self.empty(elements, Dtype::F32)
     }
 
-    /// A buffer of `elements` elements stored as `dtype`, filled with NaN; elements of two bytes come in pairs.
+    /// A buffer of `elements` elements stored as `dtype`, filled with NaN.
     ///
     /// # Errors
     /// As [`Context::buffer`].
@@ -180,14 +202,19 @@ impl<'c> Trial<'c> {
     /// # Errors
     /// [`Error::Gpu`] when the device failed or something wrote outside the view.
     pub fn read<T: bytemuck::Pod>(&self, view: View) -> Result<Vec<T>> {
+        Ok(bytemuck::pod_collect_to_vec(&self.bytes(view)?))
+    }
+
+    fn bytes(&self, view: View) -> Result<Vec<u8>> {
         let buffer = &self.buffers[view.buffer.0 as usize];
-        let words: Vec<u32> = self.ctx.read(buffer, 0, usize::try_from(buffer.bytes() / 4).unwrap_or(0))?;
-        let first = (GUARD / 4) as usize;
-        let last = first + usize::try_from(view.len / 4).unwrap_or(usize::MAX);
-        if let Some(i) = (0..first).chain(last..words.len()).find(|&i| words[i] != SENTINEL) {
-            return Err(Error::Gpu(format!("a kernel wrote outside its buffer, {} elements from the start", i as i64 - first as i64)));
+        let bytes: Vec<u8> = self.ctx.read(buffer, 0, usize::try_from(buffer.bytes()).unwrap_or(0))?;
+        let first = GUARD as usize;
+        let last = first + usize::try_from(view.len).unwrap_or(0);
+        let guard = SENTINEL.to_le_bytes();
+        if let Some(i) = (0..first).chain(last..bytes.len()).find(|&i| bytes[i] != guard[i % 4]) {
+            return Err(Error::Gpu(format!("a kernel wrote outside its buffer, {} bytes from the start", i as i64 - first as i64)));
         }
-        Ok(bytemuck::cast_slice(&words[first..last]).to_vec())
+        Ok(bytes[first..last].to_vec())
     }
 }
 
@@ -196,20 +223,19 @@ impl<'c> Trial<'c> {
 /// # Errors
 /// What `record` reports.
 pub fn with_bindings(rec: &mut Recorder<'_>, bytes: u64, record: impl FnOnce(&mut Recorder<'_>) -> Result<()>) -> Result<()> {
-    let caps = Caps { max_binding: bytes, ..rec.caps.clone() };
-    let mut small = Recorder::new(&caps);
+    with_caps(rec, &Caps { max_binding: bytes, ..rec.caps.clone() }, record)
+}
+
+/// Records as for an adapter with other capabilities.
+///
+/// # Errors
+/// What `record` reports.
+pub fn with_caps(rec: &mut Recorder<'_>, caps: &Caps, record: impl FnOnce(&mut Recorder<'_>) -> Result<()>) -> Result<()> {
+    let mut small = Recorder::new(caps);
     record(&mut small)?;
     rec.dispatches.append(&mut small.dispatches);
     rec.scratch.append(&mut small.scratch);
     Ok(())
-}
-
-/// `values` as they are after being stored as `dtype`.
-pub fn as_stored(values: &[f32], dtype: Dtype) -> Vec<f32> {
-    match dtype {
-        Dtype::F32 => values.to_vec(),
-        Dtype::F16 => values.iter().map(|&v| half::f16::from_f32(v).to_f32()).collect(),
-    }
 }
 
 /// `n` reproducible numbers in `(-scale, scale)`, none of them special.
@@ -217,6 +243,26 @@ pub fn numbers(seed: u32, n: usize, scale: f32) -> Vec<f32> {
     let mut rng = Key::new(0xC0FFEE).purpose(Purpose::Check, seed).rng();
     (0..n).map(|_| (rng.unit() * 2.0 - 1.0) * scale).collect()
 }
+
+/// `values` as they are after being stored as `dtype`: references start from what kernels read.
+pub fn as_stored(values: &[f32], dtype: Dtype) -> Vec<f32> {
+    match dtype {
+        Dtype::F32 => values.to_vec(),
+        Dtype::F16 => values.iter().map(|&v| half::f16::from_f32(v).to_f32()).collect(),
+    }
+}
+
+/// The error allowed in a result stored as `dtype` where `arithmetic` is allowed in 32 bits: half a unit in the last
+/// place of a 16-bit float is 2⁻¹¹ of a number, and adapters may round toward zero.
+pub fn allowed(arithmetic: f64, dtype: Dtype) -> f64 {
+    match dtype {
+        Dtype::F32 => arithmetic,
+        Dtype::F16 => arithmetic + 1e-3,
+    }
+}
+
+/// Both ways to store activations.
+pub const DTYPES: [Dtype; 2] = [Dtype::F32, Dtype::F16];
 
 /// Compares with a reference: the largest `|got - want| / (|want| + scale)` must not exceed
 /// `tolerance`, where scale is the reference's root mean square (so that sums that cancel are

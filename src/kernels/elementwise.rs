@@ -1,10 +1,10 @@
 //! Sum of two tensors, product with a number, adding such a product to a sum, and filling with a number.
 
-use super::check::{Case, Outcome, Trial, compare, numbers};
-use super::rows::{Pretend, bound_at_once, elem, element_parts, expect, vector_width};
+use super::check::{Case, DTYPES, Outcome, Trial, allowed, as_stored, compare, numbers};
+use super::rows::{Pretend, alike, bound_at_once, elem, element_parts, expect, stored, vector_width};
 use super::specialise;
 use crate::error::Result;
-use crate::gpu::{Context, Dispatch, Recorder, View};
+use crate::gpu::{Context, Dispatch, Dtype, Recorder, View};
 
 /// Vectors that one workgroup takes: 64 invocations, 4 turns each.
 pub(super) const VECTORS_PER_GROUP: usize = 256;
@@ -13,43 +13,46 @@ pub(super) const VECTORS_PER_GROUP: usize = 256;
 fn record(rec: &mut Recorder<'_>, entry: &'static str, inputs: &[View], number: f32, out: View) {
     let n = out.elements();
     let width = vector_width(n);
-    let source = specialise("elementwise", &[elem(width)], &[]);
-    for (first, count) in element_parts(rec.caps, n) {
+    let source = specialise("elementwise", &[elem(width), stored(width, out.dtype)], &[]);
+    for (first, count) in element_parts(rec.caps, n, out.dtype) {
         let d = inputs.iter().fold(Dispatch::new("elementwise", entry, source.clone()), |d, v| d.bind(v.slice(first, count)));
         let d = d.bind(out.slice(first, count)).param("n", count / width).param("number", number);
         rec.push(d.items(count / width, VECTORS_PER_GROUP).flops(count as u64));
     }
 }
 
-/// `out = a + b`; all of one length, `out` apart from both.
+/// `out = a + b`; all of one length and stored alike, `out` apart from both.
 ///
 /// # Errors
-/// [`crate::error::Error::Shape`] when lengths differ or are zero.
+/// [`crate::error::Error::Shape`] when lengths or types differ or a length is zero.
 pub fn add(rec: &mut Recorder<'_>, a: View, b: View, out: View) -> Result<()> {
     let n = out.elements();
     expect("add", &[("out", out, n), ("a", a, n), ("b", b, n)])?;
+    alike("add", &[("out", out), ("a", a), ("b", b)])?;
     record(rec, "add", &[a, b], 0.0, out);
     Ok(())
 }
 
-/// `out = factor · x`; both of one length, apart from each other.
+/// `out = factor · x`; both of one length and stored alike, apart from each other.
 ///
 /// # Errors
-/// [`crate::error::Error::Shape`] when lengths differ or are zero.
+/// [`crate::error::Error::Shape`] when lengths or types differ or a length is zero.
 pub fn scale(rec: &mut Recorder<'_>, x: View, factor: f32, out: View) -> Result<()> {
     let n = out.elements();
     expect("scale", &[("out", out, n), ("x", x, n)])?;
+    alike("scale", &[("out", out), ("x", x)])?;
     record(rec, "scale", &[x], factor, out);
     Ok(())
 }
 
-/// `sum += factor · x`; both of one length, apart from each other.
+/// `sum += factor · x`; both of one length and stored alike, apart from each other.
 ///
 /// # Errors
-/// [`crate::error::Error::Shape`] when lengths differ or are zero.
+/// [`crate::error::Error::Shape`] when lengths or types differ or a length is zero.
 pub fn accumulate(rec: &mut Recorder<'_>, x: View, factor: f32, sum: View) -> Result<()> {
     let n = sum.elements();
     expect("accumulate", &[("sum", sum, n), ("x", x, n)])?;
+    alike("accumulate", &[("sum", sum), ("x", x)])?;
     record(rec, "accumulate", &[x], factor, sum);
     Ok(())
 }
@@ -65,11 +68,11 @@ pub fn fill(rec: &mut Recorder<'_>, value: f32, out: View) -> Result<()> {
 }
 
 /// Runs the operation `variant` on `n` elements, binding at most `limit` bytes at once.
-fn check(ctx: &Context, variant: &str, n: usize, limit: u64) -> Result<Outcome> {
-    let (a, b) = (numbers(1, n, 3.0), numbers(2, n, 1.0));
+fn check(ctx: &Context, variant: &str, n: usize, limit: u64, dtype: Dtype) -> Result<Outcome> {
+    let (a, b) = (as_stored(&numbers(1, n, 3.0), dtype), as_stored(&numbers(2, n, 1.0), dtype));
     let mut t = Trial::new(ctx);
-    let (va, vb) = (t.input(&a)?, t.input(&b)?);
-    let out = if variant == "accumulate" { t.input(&b)? } else { t.output(n)? };
+    let (va, vb) = (t.tensor(&a, dtype)?, t.tensor(&b, dtype)?);
+    let out = if variant == "accumulate" { t.tensor(&b, dtype)? } else { t.empty(n, dtype)? };
     t.run(|rec| {
         Pretend::limit(ctx, limit).record(rec, |rec| match variant {
             "add" => add(rec, va, vb, out),
@@ -85,18 +88,31 @@ fn check(ctx: &Context, variant: &str, n: usize, limit: u64) -> Result<Outcome> 
         "accumulate" => a.zip(b).map(|(a, b)| b + a * f64::from(-0.3f32)).collect(),
         _ => vec![7.25; n],
     };
-    // One rounding, or two.
-    compare(&t.read(out)?, &want, 1e-7)
+    // One rounding, or two and some cancellation.
+    compare(&t.values(out)?, &want, allowed(3e-7, dtype))
+}
+
+/// What is too large for 16 bits has to become infinite: that is how loss scaling finds out.
+fn check_overflow(ctx: &Context) -> Result<Outcome> {
+    let mut t = Trial::new(ctx);
+    let (x, out) = (t.tensor(&[60_000.0, -60_000.0, 1.0, 32_752.0], Dtype::F16)?, t.empty(4, Dtype::F16)?);
+    t.run(|rec| scale(rec, x, 2.0, out))?;
+    let (got, want) = (t.values(out)?, [f32::INFINITY, f32::NEG_INFINITY, 2.0, 65_504.0]);
+    let failure = (got != want).then(|| format!("{got:?}, expected {want:?}"));
+    Ok(Outcome { error: f64::from(u8::from(failure.is_some())), tolerance: 0.0, failure })
 }
 
 /// Every operation over awkward lengths, over a folded grid's worth of parts and over one part.
 pub fn cases() -> Vec<Case> {
-    let mut out = Vec::new();
+    let mut out = vec![Case::new("elementwise", "scale", "overflow", check_overflow).stored(Dtype::F16)];
     for variant in ["add", "scale", "accumulate", "fill"] {
         for (n, limit) in
             [(1, u64::MAX), (3, u64::MAX), (4, u64::MAX), (1023, u64::MAX), (1024, u64::MAX), (5000, u64::MAX), (5000, 4096), (4099, 4096)]
         {
-            out.push(Case::new("elementwise", variant, format!("{n}{}", bound_at_once(limit)), move |ctx| check(ctx, variant, n, limit)));
+            for dtype in DTYPES {
+                let what = format!("{n}{}", bound_at_once(limit));
+                out.push(Case::new("elementwise", variant, what, move |ctx| check(ctx, variant, n, limit, dtype)).stored(dtype));
+            }
         }
     }
     out
@@ -116,6 +132,8 @@ mod tests {
         assert!(scale(&mut rec, view(0, 3), 1.0, view(2, 4)).is_err());
         assert!(accumulate(&mut rec, view(0, 3), 1.0, view(2, 4)).is_err());
         assert!(fill(&mut rec, 0.0, view(0, 0)).is_err());
+        let half = View::typed(BufferId(2), 4, Dtype::F16);
+        assert!(scale(&mut rec, view(0, 4), 1.0, half).unwrap_err().to_string().contains("stored as"));
         assert!(rec.dispatches.is_empty());
     }
 }

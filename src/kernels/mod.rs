@@ -13,6 +13,7 @@ pub mod batch_norm;
 pub mod check;
 pub mod conv3d;
 pub mod elementwise;
+mod fingerprint;
 pub mod knn;
 pub mod loss;
 pub mod optimiser;
@@ -22,6 +23,8 @@ pub mod reduce;
 mod rows;
 pub mod transform;
 pub mod upsample;
+
+pub use fingerprint::fingerprint;
 
 #[cfg(test)]
 mod difference;
@@ -45,7 +48,12 @@ fn file(name: &str) -> &'static str {
         "bench_workgroup" => "bench_workgroup.wgsl",
         "clip" => "clip.wgsl",
         "conv3d" => "conv3d.wgsl",
+        "conv3d_coop" => "conv3d_coop.wgsl",
+        "conv3d_coop_weight" => "conv3d_coop_weight.wgsl",
         "conv3d_pack" => "conv3d_pack.wgsl",
+        "conv3d_panels" => "conv3d_panels.wgsl",
+        "conv3d_simt" => "conv3d_simt.wgsl",
+        "conv3d_simt_weight" => "conv3d_simt_weight.wgsl",
         "conv3d_statistics" => "conv3d_statistics.wgsl",
         "conv3d_sum" => "conv3d_sum.wgsl",
         "conv3d_tile" => "conv3d_tile.wgsl",
@@ -57,8 +65,14 @@ fn file(name: &str) -> &'static str {
         "group_sum" => "common/group_sum.wgsl",
         "head" => "head.wgsl",
         "knn_distance" => "knn_distance.wgsl",
+        "knn_distance_tile" => "knn_distance_tile.wgsl",
         "knn_select" => "knn_select.wgsl",
+        "knn_select_bitonic" => "knn_select_bitonic.wgsl",
+        "knn_select_bound" => "knn_select_bound.wgsl",
+        "knn_select_rank" => "knn_select_rank.wgsl",
         "loss" => "loss.wgsl",
+        "matrix_coop" => "common/matrix_coop.wgsl",
+        "matrix_plain" => "common/matrix_plain.wgsl",
         "norm" => "norm.wgsl",
         "optimiser" => "optimiser.wgsl",
         "pool" => "pool.wgsl",
@@ -88,13 +102,16 @@ pub enum Const {
 
 /// The complete text of kernel `name`: the constants of `header`, the common pieces named on
 /// the file's `// uses:` line, and the file itself with each `//@<marker>` line replaced by its
-/// generated block. 16-bit floats are enabled where a type of the header needs them.
+/// generated block. 16-bit floats and cooperative matrices are enabled where a type of the header needs them.
 pub fn specialise(name: &str, header: &[(&str, Const)], blocks: &[(&str, &str)]) -> Arc<str> {
     use std::fmt::Write;
     let body = file(name);
     let mut out = String::with_capacity(body.len() + 2048);
     if header.iter().any(|(_, c)| matches!(c, Const::Type(t) if t.contains("f16"))) {
         out.push_str("enable f16;\n");
+    }
+    if header.iter().any(|(_, c)| matches!(c, Const::Type(t) if t.contains("coop_mat"))) {
+        out.push_str("enable wgpu_cooperative_matrix;\n");
     }
     for (name, value) in header {
         let _ = match value {
@@ -184,7 +201,7 @@ pub fn sample_parts(
     Ok((0..batch).step_by(step).map(|n0| (n0, step.min(batch - n0))).collect())
 }
 
-/// Element ranges `(first, elements)` of a flat tensor that each fit a binding, begin at an
+/// Element ranges `(first, elements)` of a flat tensor of 4-byte elements that each fit a binding, begin at an
 /// aligned offset and, but for a tail shorter than 64 elements, hold a multiple of four.
 pub fn flat_parts(caps: &crate::gpu::Caps, elements: usize) -> Vec<(usize, usize)> {
     let align = usize::try_from(caps.storage_align.max(256)).unwrap_or(256) / 4;
@@ -239,7 +256,10 @@ mod tests {
             let mut next = 0;
             for &(first, n) in &parts {
                 assert_eq!(first, next);
-                assert!(n > 0 && bytes.iter().all(|b| first as u64 * b % 256 == 0 && n as u64 * b <= 40_000), "{bytes:?}: {parts:?}");
+                assert!(
+                    n > 0 && bytes.iter().all(|b| (first as u64 * b).is_multiple_of(256) && n as u64 * b <= 40_000),
+                    "{bytes:?}: {parts:?}"
+                );
                 next += n;
             }
             assert_eq!(next, 1000);

@@ -6,12 +6,15 @@
 //! comes from a buffer of [`SCALARS`] numbers, so that a recorded step can be replayed.
 
 use super::check::{Case, Trial, compare, numbers, with_bindings};
+use super::rows::turns;
 use super::{Const, flat_parts, specialise, vector};
 use crate::error::{Error, Result};
 use crate::gpu::{Dispatch, Recorder, View};
 
 /// Length of the buffer of step scalars.
-pub const SCALARS: usize = 8;
+pub const SCALARS: usize = 9;
+/// Place of 1 / loss scale among them.
+pub const UNSCALE: usize = 8;
 
 /// What stays the same over a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -36,11 +39,11 @@ impl Default for Hyper {
 }
 
 /// The scalars of step `t`, counted from 1: learning rate, β1, β2, ε, weight decay, 1 - β1^t,
-/// 1 - β2^t, momentum. The corrections belong to the rounded β that the device sees.
+/// 1 - β2^t, momentum, 1 / loss scale (1 here). The corrections belong to the rounded β that the device sees.
 pub fn scalars(learning_rate: f32, hyper: &Hyper, t: u64) -> [f32; SCALARS] {
     let bias = |beta: f32| -(t.max(1) as f64 * f64::from(beta).ln()).exp_m1() as f32;
     let h = hyper;
-    [learning_rate, h.beta1, h.beta2, h.epsilon, h.weight_decay, bias(h.beta1), bias(h.beta2), h.momentum]
+    [learning_rate, h.beta1, h.beta2, h.epsilon, h.weight_decay, bias(h.beta1), bias(h.beta2), h.momentum, 1.0]
 }
 
 fn same_length(op: &'static str, views: &[(&str, View)], scalars: View, scale: View) -> Result<usize> {
@@ -102,9 +105,6 @@ pub fn sgd(rec: &mut Recorder<'_>, p: View, g: View, momentum_buffer: View, scal
     Ok(())
 }
 
-/// Elements of the shader's type that one workgroup sums.
-const PER_GROUP: usize = 1024;
-
 /// `out[0] = √Σ g²`, without overflow or underflow of the squares; NaN and infinity show.
 ///
 /// # Errors
@@ -115,37 +115,43 @@ pub fn norm(rec: &mut Recorder<'_>, g: View, out: View) -> Result<()> {
         return Err(Error::shape("norm", format!("{a} elements in and {b} out, expected at least 1 in and 1 out")));
     }
     let parts = flat_parts(rec.caps, g.elements());
-    let total: usize = parts.iter().map(|&(_, len)| units(len).0.div_ceil(PER_GROUP)).sum();
+    let (header, turns) = turns(rec.caps);
+    let group = 64 * turns;
+    let total: usize = parts.iter().map(|&(_, len)| units(len).0.div_ceil(group)).sum();
     let sums = rec.scratch(total * 4);
     let mut place = 0;
     for (first, len) in parts {
         let (n, quadruples) = units(len);
         let (elem, block) = vector(quadruples);
-        let d = Dispatch::new("norm", "partial", specialise("norm", &[elem], &[block])).bind(g.slice(first, len)).bind(sums);
-        rec.push(d.param("n", n).param("first", place).items(n, PER_GROUP).flops(6 * len as u64));
-        place += n.div_ceil(PER_GROUP);
+        let d = Dispatch::new("norm", "partial", specialise("norm", &[elem, header], &[block])).bind(g.slice(first, len)).bind(sums);
+        rec.push(d.param("n", n).param("first", place).items(n, group).flops(6 * len as u64));
+        place += n.div_ceil(group);
     }
     let (elem, block) = vector(true);
-    let d = Dispatch::new("norm", "finish", specialise("norm", &[elem], &[block])).bind(sums).bind(out);
+    let d = Dispatch::new("norm", "finish", specialise("norm", &[elem, header], &[block])).bind(sums).bind(out);
     rec.push(d.param("n", total).param("first", 0u32));
     Ok(())
 }
 
-/// `scale[0] = min(1, max_norm / (norm[0] + 1e-6))`; 1 when `max_norm` is 0, which means no clipping. It is 0 when `norm`
-/// or `loss` is not finite: then [`adam`] and [`sgd`] leave everything as it is.
-/// `norm` and `scale` lie in different buffers, `loss` and `scale` as well.
+/// `scale[0] = u · min(1, max_norm / (u · norm[0] + 1e-6))`, where u, among the [`scalars`] of the step, is the inverse of the
+/// loss scale; u alone when `max_norm` is 0, which means no clipping. It is 0 when `norm` or `loss` is not finite: then
+/// [`adam`] and [`sgd`] leave everything as it is. `scale` lies in a buffer of its own.
 ///
 /// # Errors
-/// [`Error::Shape`] when a view is not one element or `max_norm` is negative or not finite.
-pub fn clip(rec: &mut Recorder<'_>, norm: View, loss: View, max_norm: f32, scale: View) -> Result<()> {
-    if [norm, loss, scale].iter().any(|v| v.elements() != 1) || !(max_norm >= 0.0 && max_norm.is_finite()) {
-        let [a, b, c] = [norm, loss, scale].map(View::elements);
+/// [`Error::Shape`] when a view has not its length or `max_norm` is negative or not finite.
+pub fn clip(rec: &mut Recorder<'_>, norm: View, loss: View, scalars: View, max_norm: f32, scale: View) -> Result<()> {
+    let fits = [norm, loss, scale].iter().all(|v| v.elements() == 1) && scalars.elements() == SCALARS;
+    if !(fits && max_norm >= 0.0 && max_norm.is_finite()) {
+        let [a, b, c, d] = [norm, loss, scale, scalars].map(View::elements);
         return Err(Error::shape(
             "clip",
-            format!("{a} norms, {b} losses, {c} factors and the bound {max_norm}, expected 1 of each and a finite bound"),
+            format!(
+                "{a} norms, {b} losses, {c} factors, {d} step scalars and the bound {max_norm}, expected 1, 1, 1, {SCALARS} and a finite bound"
+            ),
         ));
     }
-    let d = Dispatch::new("clip", "forward", specialise("clip", &[], &[])).bind(norm).bind(loss).bind(scale);
+    let source = specialise("clip", &[("UNSCALE", Const::U32(UNSCALE))], &[]);
+    let d = Dispatch::new("clip", "forward", source).bind(norm).bind(loss).bind(scalars).bind(scale);
     rec.push(d.param("max_norm", max_norm));
     Ok(())
 }
@@ -238,17 +244,20 @@ fn norm_case(what: &'static str, g: Vec<f32>, binding: u64) -> Case {
     })
 }
 
-fn clip_case(value: f32, loss: f32, max_norm: f32) -> Case {
-    Case::new("clip", "forward", format!("norm {value} loss {loss} bound {max_norm}"), move |ctx| {
+fn clip_case(value: f32, loss: f32, max_norm: f32, loss_scale: f32) -> Case {
+    let what = format!("norm {value} loss {loss} bound {max_norm} loss scale {loss_scale}");
+    Case::new("clip", "forward", what, move |ctx| {
+        let mut step = scalars(0.1, &Hyper::default(), 1);
+        step[UNSCALE] = 1.0 / loss_scale;
         let mut t = Trial::new(ctx);
-        let (norm, loss_view, scale) = (t.input(&[value])?, t.input(&[loss])?, t.output(1)?);
-        t.run(|rec| clip(rec, norm, loss_view, max_norm, scale))?;
+        let (norm, loss_view, s, scale) = (t.input(&[value * loss_scale])?, t.input(&[loss])?, t.input(&step)?, t.output(1)?);
+        t.run(|rec| clip(rec, norm, loss_view, s, max_norm, scale))?;
         let want = match () {
             () if !(value.is_finite() && loss.is_finite()) => 0.0,
             () if max_norm == 0.0 => 1.0,
             () => (f64::from(max_norm) / (f64::from(value) + 1e-6)).min(1.0),
         };
-        compare(&t.read(scale)?, &[want], 1e-6)
+        compare(&t.read(scale)?, &[want / f64::from(loss_scale)], 1e-6)
     })
 }
 
@@ -263,7 +272,7 @@ fn spoilt(what: &'static str, rule: Rule, value: f32) -> Case {
         let (vp, vm, vv, s) = (t.input(&p)?, t.input(&m)?, t.input(&v)?, t.input(&scalars(0.1, &Hyper::default(), 3))?);
         t.run(|rec| {
             norm(rec, input, out)?;
-            clip(rec, out, out, 1.0, scale)?;
+            clip(rec, out, out, s, 1.0, scale)?;
             match rule {
                 Rule::Sgd => sgd(rec, vp, input, vm, s, scale),
                 _ => adam(rec, vp, input, vm, vv, s, scale, rule == Rule::AdamW),
@@ -299,13 +308,12 @@ pub fn cases() -> Vec<Case> {
         out.push(spoilt("an infinity", rule, f32::INFINITY));
     }
     for (value, max_norm) in [(0.5, 1.0), (1.0, 1.0), (4.0, 1.0), (4.0, 0.0), (0.0, 2.5), (1e20, 2.5)] {
-        out.push(clip_case(value, 0.7, max_norm));
+        out.extend([1.0, 65_536.0].map(|loss_scale| clip_case(value, 0.7, max_norm, loss_scale)));
     }
     for (value, loss) in
         [(f32::NAN, 0.5), (1.0, f32::NAN), (1.0, f32::INFINITY), (f32::INFINITY, 0.5), (1.0, f32::NEG_INFINITY), (2.0, -f32::MAX)]
     {
-        out.push(clip_case(value, loss, 0.0));
-        out.push(clip_case(value, loss, 1.0));
+        out.extend([0.0, 1.0].map(|max_norm| clip_case(value, loss, max_norm, 1.0)));
     }
     out
 }
@@ -331,12 +339,12 @@ mod tests {
         let caps = Caps::minimal();
         let mut rec = Recorder::new(&caps);
         let view = |n| View::whole(BufferId(0), n);
-        assert!(adam(&mut rec, view(8), view(8), view(7), view(8), view(8), view(1), false).is_err());
-        assert!(adam(&mut rec, view(8), view(8), view(8), view(8), view(7), view(1), false).is_err());
-        assert!(sgd(&mut rec, view(0), view(0), view(0), view(8), view(1)).is_err());
+        assert!(adam(&mut rec, view(8), view(8), view(7), view(8), view(SCALARS), view(1), false).is_err());
+        assert!(adam(&mut rec, view(8), view(8), view(8), view(8), view(8), view(1), false).is_err());
+        assert!(sgd(&mut rec, view(0), view(0), view(0), view(SCALARS), view(1)).is_err());
         assert!(norm(&mut rec, view(3), view(2)).is_err());
-        assert!(clip(&mut rec, view(1), view(1), f32::NAN, view(1)).is_err());
-        assert!(clip(&mut rec, view(1), view(2), 1.0, view(1)).is_err());
+        assert!(clip(&mut rec, view(1), view(1), view(SCALARS), f32::NAN, view(1)).is_err());
+        assert!(clip(&mut rec, view(1), view(2), view(SCALARS), 1.0, view(1)).is_err());
         assert!(rec.dispatches.is_empty());
     }
 }

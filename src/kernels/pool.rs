@@ -1,12 +1,12 @@
-//! Maximum, average and global average pooling over `[N, D, H, W, C]`.
+//! Maximum, average and global average pooling over `[N, D, H, W, C]`; operands and results of the first two are stored alike.
 
 use super::batch_norm::NORM;
-use super::check::{Case, Outcome, Trial, compare, numbers};
+use super::check::{Case, DTYPES, Outcome, Trial, allowed, as_stored, compare, numbers};
 use super::reduce::{segment_spread, segment_sum};
-use super::rows::{Pretend, bound_at_once, elem, expect, index, loaded, reference_loaded, vector_width};
-use super::{batch_parts, specialise};
+use super::rows::{Pretend, alike, bound_at_once, elem, expect, index, loaded, reference_loaded, stored, vector_width};
+use super::{sample_parts, specialise};
 use crate::error::{Error, Result};
-use crate::gpu::{Context, Dispatch, Recorder, View};
+use crate::gpu::{Context, Dispatch, Dtype, Recorder, View};
 
 /// Shape of a pooling; axes are in the order depth, height, width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,17 +115,22 @@ fn record(
     expect(op, &operands.iter().map(|&(name, view, side)| (name, view, size(side))).collect::<Vec<_>>())?;
     let has = |what: &str| operands.iter().any(|o| o.0 == what);
     let with_other = if has("other") {
-        "fn with_other(i: u32, v: Elem) -> Elem { return other[i] + v; }"
+        "fn with_other(i: u32, v: Elem) -> Elem { return Elem(other[i]) + v; }"
     } else {
         "fn with_other(i: u32, v: Elem) -> Elem { return v; }"
     };
+    // Places of maxima are words, and vectors of norms in 32 bits, however the values are stored.
+    let plain = |o: &&(&'static str, View, Side)| o.0 != "index" && o.2 != Side::Norm;
+    let dtype = alike(op, &operands.iter().filter(plain).map(|&(name, view, _)| (name, view)).collect::<Vec<_>>())?;
     let width = vector_width(g.channels);
     let vectors = g.channels / width;
     let window: usize = g.kernel.iter().product();
     let flops = (g.out_sample() * window) as u64;
-    let source = specialise("pool", &[elem(width), index(width)], &[loaded(has("norm")), ("with_other", with_other)]);
+    let source = specialise("pool", &[elem(width), stored(width, dtype), index(width)], &[loaded(has("norm")), ("with_other", with_other)]);
     let [od, oh, ow] = g.output();
-    for (n0, n) in batch_parts(rec.caps, op, g.batch, &[g.in_sample(), g.out_sample()], flops)? {
+    let samples: Vec<_> =
+        operands.iter().filter(|o| o.2 != Side::Norm).map(|&(_, view, side)| sample(side) as u64 * view.dtype.bytes()).collect();
+    for (n0, n) in sample_parts(rec.caps, op, g.batch, &samples, flops)? {
         let d = operands.iter().fold(Dispatch::new("pool", entry, source.clone()), |d, &(_, view, side)| {
             d.bind(if side == Side::Norm { view } else { view.slice(n0 * sample(side), n * sample(side)) })
         });
@@ -166,7 +171,7 @@ fn backward_items(g: &Geom) -> usize {
 /// ReLU of a batch norm's result, `max((x - mean) · factor + shift, 0)`.
 ///
 /// # Errors
-/// [`Error::Shape`] when a view does not fit `g`, [`Error::ExceedsLimit`] when too few samples can be bound.
+/// [`Error::Shape`] when a view does not fit `g` or is stored unlike the others, [`Error::ExceedsLimit`] when too few samples can be bound.
 pub fn max_forward(rec: &mut Recorder<'_>, g: &Geom, x: View, norm: Option<View>, y: View, index: View) -> Result<()> {
     g.check()?;
     let entry = if g.halves() { "max_forward_2" } else { "max_forward" };
@@ -294,10 +299,11 @@ fn same(got: &[f32], want: &[f64], got_index: &[u32], want_index: &[u32]) -> Out
     Outcome { error: f64::from(u8::from(failure.is_some())), tolerance: 0.0, failure }
 }
 
-fn check_max_forward(ctx: &Context, g: &Geom, x: &[f32], norm: Option<&[f32]>, limit: u64) -> Result<Outcome> {
+fn check_max_forward(ctx: &Context, g: &Geom, x: &[f32], norm: Option<&[f32]>, limit: u64, dtype: Dtype) -> Result<Outcome> {
+    let x = &as_stored(x, dtype);
     let mut t = Trial::new(ctx);
     let n = g.batch * g.out_sample();
-    let (vx, y, index) = (t.input(x)?, t.output(n)?, t.output(n)?);
+    let (vx, y, index) = (t.tensor(x, dtype)?, t.empty(n, dtype)?, t.output(n)?);
     let vectors = norm.map(|v| t.input(v)).transpose()?;
     t.run(|rec| Pretend::limit(ctx, limit).record(rec, |rec| max_forward(rec, g, vx, vectors, y, index)))?;
     let x = match norm {
@@ -305,7 +311,8 @@ fn check_max_forward(ctx: &Context, g: &Geom, x: &[f32], norm: Option<&[f32]>, l
         None => wide(x),
     };
     let (want, want_index) = reference_max(g, &x);
-    Ok(same(&t.read(y)?, &want, &t.read(index)?, &want_index))
+    // Multiples of 1/16 below 64 have at most ten binary digits: nothing is rounded.
+    Ok(same(&t.values(y)?, &want, &t.read(index)?, &want_index))
 }
 
 /// Vectors of a batch norm that compute small multiples of 1/4 exactly.
@@ -325,41 +332,41 @@ fn odd_values(n: usize) -> Vec<f32> {
         .collect()
 }
 
-fn check_max_backward(ctx: &Context, g: &Geom, add: bool, limit: u64) -> Result<Outcome> {
+fn check_max_backward(ctx: &Context, g: &Geom, add: bool, limit: u64, dtype: Dtype) -> Result<Outcome> {
     let x: Vec<f64> = numbers(1, g.batch * g.in_sample(), 3.0).iter().map(|v| f64::from(v.round())).collect();
     let (_, index) = reference_max(g, &x);
-    let d_y = numbers(2, index.len(), 1.0);
+    let d_y = as_stored(&numbers(2, index.len(), 1.0), dtype);
     let mut t = Trial::new(ctx);
-    let (vi, vd, d_x) = (t.input(&index)?, t.input(&d_y)?, t.output(x.len())?);
-    let before = numbers(3, x.len(), if add { 1.0 } else { 0.0 });
-    let other = if add { Some(t.input(&before)?) } else { None };
+    let (vi, vd, d_x) = (t.input(&index)?, t.tensor(&d_y, dtype)?, t.empty(x.len(), dtype)?);
+    let before = as_stored(&numbers(3, x.len(), if add { 1.0 } else { 0.0 }), dtype);
+    let other = if add { Some(t.tensor(&before, dtype)?) } else { None };
     t.run(|rec| Pretend::limit(ctx, limit).record(rec, |rec| max_backward(rec, g, vi, vd, other, d_x)))?;
     let want: Vec<f64> = reference_max_backward(g, &index, &wide(&d_y)).iter().zip(&before).map(|(d, &b)| d + f64::from(b)).collect();
     // Sums of at most a window's number of terms.
-    compare(&t.read(d_x)?, &want, 1e-6)
+    compare(&t.values(d_x)?, &want, allowed(1e-6, dtype))
 }
 
-fn check_avg_forward(ctx: &Context, g: &Geom, limit: u64) -> Result<Outcome> {
-    let x = numbers(1, g.batch * g.in_sample(), 1.0);
+fn check_avg_forward(ctx: &Context, g: &Geom, limit: u64, dtype: Dtype) -> Result<Outcome> {
+    let x = as_stored(&numbers(1, g.batch * g.in_sample(), 1.0), dtype);
     let mut t = Trial::new(ctx);
-    let (vx, y) = (t.input(&x)?, t.output(g.batch * g.out_sample())?);
+    let (vx, y) = (t.tensor(&x, dtype)?, t.empty(g.batch * g.out_sample(), dtype)?);
     t.run(|rec| Pretend::limit(ctx, limit).record(rec, |rec| avg_forward(rec, g, vx, y)))?;
-    compare(&t.read(y)?, &reference_avg(g, &wide(&x)), 2e-6)
+    compare(&t.values(y)?, &reference_avg(g, &wide(&x)), allowed(2e-6, dtype))
 }
 
-fn check_avg_backward(ctx: &Context, g: &Geom, limit: u64) -> Result<Outcome> {
-    let d_y = numbers(1, g.batch * g.out_sample(), 1.0);
+fn check_avg_backward(ctx: &Context, g: &Geom, limit: u64, dtype: Dtype) -> Result<Outcome> {
+    let d_y = as_stored(&numbers(1, g.batch * g.out_sample(), 1.0), dtype);
     let mut t = Trial::new(ctx);
-    let (vd, d_x) = (t.input(&d_y)?, t.output(g.batch * g.in_sample())?);
+    let (vd, d_x) = (t.tensor(&d_y, dtype)?, t.empty(g.batch * g.in_sample(), dtype)?);
     t.run(|rec| Pretend::limit(ctx, limit).record(rec, |rec| avg_backward(rec, g, vd, d_x)))?;
-    compare(&t.read(d_x)?, &reference_avg_backward(g, &wide(&d_y)), 2e-6)
+    compare(&t.values(d_x)?, &reference_avg_backward(g, &wide(&d_y)), allowed(2e-6, dtype))
 }
 
-fn check_global(ctx: &Context, batch: usize, spatial: usize, channels: usize) -> Result<Outcome> {
-    let (x, d_y) = (numbers(1, batch * spatial * channels, 1.0), numbers(2, batch * channels, 1.0));
+fn check_global(ctx: &Context, batch: usize, spatial: usize, channels: usize, dtype: Dtype) -> Result<Outcome> {
+    let (x, d_y) = (as_stored(&numbers(1, batch * spatial * channels, 1.0), dtype), numbers(2, batch * channels, spatial as f32));
     let mut t = Trial::new(ctx);
-    let (vx, vd) = (t.input(&x)?, t.input(&d_y)?);
-    let (y, d_x) = (t.output(batch * channels)?, t.output(x.len())?);
+    let (vx, vd) = (t.tensor(&x, dtype)?, t.input(&d_y)?);
+    let (y, d_x) = (t.output(batch * channels)?, t.empty(x.len(), dtype)?);
     t.run(|rec| {
         global_avg_forward(rec, batch, spatial, channels, vx, y)?;
         global_avg_backward(rec, batch, spatial, channels, vd, d_x)
@@ -370,7 +377,7 @@ fn check_global(ctx: &Context, batch: usize, spatial: usize, channels: usize) ->
     if !forward.passed() {
         return Ok(forward);
     }
-    compare(&t.read(d_x)?, &reference_avg_backward(&g, &wide(&d_y)), 3e-6)
+    compare(&t.values(d_x)?, &reference_avg_backward(&g, &wide(&d_y)), allowed(3e-6, dtype))
 }
 
 /// Halving of even, odd and flat volumes; overlapping, strided and padded windows; several parts.
@@ -396,24 +403,30 @@ pub fn cases() -> Vec<Case> {
         let g = Geom { batch, input, channels, kernel, stride, padding };
         let what = format!("{batch}x{input:?}x{channels}, window {kernel:?} stride {stride:?} padding {padding:?}{}", bound_at_once(limit));
         let n = batch * g.in_sample();
-        out.push(Case::new("pool", "max_forward", what.clone(), move |ctx| check_max_forward(ctx, &g, &numbers(1, n, 3.0), None, limit)));
-        let ties = format!("{what}, ties and NaN");
-        out.push(Case::new("pool", "max_forward", ties, move |ctx| check_max_forward(ctx, &g, &odd_values(n), None, limit)));
-        let loads = format!("{what}, of a batch norm and ReLU");
-        out.push(Case::new("pool", "max_forward", loads, move |ctx| {
-            let x: Vec<f32> = numbers(1, n, 12.0).iter().map(|v| v.round() / 4.0).collect();
-            check_max_forward(ctx, &g, &x, Some(&exact_norm(channels)), limit)
-        }));
-        out.push(Case::new("pool", "max_backward", what.clone(), move |ctx| check_max_backward(ctx, &g, false, limit)));
-        let added = format!("{what}, added");
-        out.push(Case::new("pool", "max_backward", added, move |ctx| check_max_backward(ctx, &g, true, limit)));
-        out.push(Case::new("pool", "avg_forward", what.clone(), move |ctx| check_avg_forward(ctx, &g, limit)));
-        out.push(Case::new("pool", "avg_backward", what, move |ctx| check_avg_backward(ctx, &g, limit)));
+        for dtype in DTYPES {
+            let mut case = |variant, what: String, check: Box<dyn Fn(&Context) -> Result<Outcome> + Send + Sync>| {
+                out.push(Case::new("pool", variant, what, check).stored(dtype));
+            };
+            let plain = move |ctx: &Context| check_max_forward(ctx, &g, &numbers(1, n, 3.0), None, limit, dtype);
+            case("max_forward", what.clone(), Box::new(plain));
+            let ties = move |ctx: &Context| check_max_forward(ctx, &g, &odd_values(n), None, limit, dtype);
+            case("max_forward", format!("{what}, ties and NaN"), Box::new(ties));
+            let loads = move |ctx: &Context| {
+                let x: Vec<f32> = numbers(1, n, 12.0).iter().map(|v| v.round() / 4.0).collect();
+                check_max_forward(ctx, &g, &x, Some(&exact_norm(channels)), limit, dtype)
+            };
+            case("max_forward", format!("{what}, of a batch norm and ReLU"), Box::new(loads));
+            case("max_backward", what.clone(), Box::new(move |ctx| check_max_backward(ctx, &g, false, limit, dtype)));
+            case("max_backward", format!("{what}, added"), Box::new(move |ctx| check_max_backward(ctx, &g, true, limit, dtype)));
+            case("avg_forward", what.clone(), Box::new(move |ctx| check_avg_forward(ctx, &g, limit, dtype)));
+            case("avg_backward", what.clone(), Box::new(move |ctx| check_avg_backward(ctx, &g, limit, dtype)));
+        }
     }
     for (batch, spatial, channels) in [(1, 1, 1), (2, 27, 3), (3, 64, 12), (2, 4096, 16), (1, 5000, 33), (4, 8, 512), (1, 7, 1)] {
-        out.push(Case::new("pool", "global_avg", format!("{batch}x{spatial}x{channels}"), move |ctx| {
-            check_global(ctx, batch, spatial, channels)
-        }));
+        for dtype in DTYPES {
+            let check = move |ctx: &Context| check_global(ctx, batch, spatial, channels, dtype);
+            out.push(Case::new("pool", "global_avg", format!("{batch}x{spatial}x{channels}"), check).stored(dtype));
+        }
     }
     out
 }

@@ -1,11 +1,13 @@
 //! PReLU (He et al., 2015) with one slope per channel.
 
-use super::check::{Case, Outcome, Trial, compare, numbers};
+use super::check::{Case, DTYPES, Outcome, Trial, allowed, as_stored, compare, numbers};
 use super::reduce::channel_sum;
-use super::rows::{Chunks, KINDS, Pretend, bound_at_once, elem, expect, row_chunks, row_parts, rows_of, successive, vector_width};
+use super::rows::{
+    Chunks, KINDS, Pretend, alike, bound_at_once, elem, expect, row_chunks, row_parts, rows_of, stored, successive, vector_width,
+};
 use super::specialise;
 use crate::error::Result;
-use crate::gpu::{Caps, Context, Dispatch, Recorder, View};
+use crate::gpu::{Caps, Context, Dispatch, Dtype, Recorder, View};
 
 /// Most chunks of one part in the gradient of the slopes.
 const MOST_CHUNKS: usize = 1024;
@@ -16,7 +18,7 @@ const TURNS_FORWARD: usize = 8;
 
 fn dispatch(caps: &Caps, entry: &'static str, channels: usize, views: &[View], rows: usize, cut: Chunks, first_partial: usize) -> Dispatch {
     let width = vector_width(channels);
-    let d = Dispatch::new("prelu", entry, specialise("prelu", &[elem(width), successive(caps)], &[]));
+    let d = Dispatch::new("prelu", entry, specialise("prelu", &[elem(width), stored(width, views[0].dtype), successive(caps)], &[]));
     let d = views.iter().fold(d, |d, &v| d.bind(v));
     d.param("rows", rows)
         .param("vectors", channels / width)
@@ -26,15 +28,16 @@ fn dispatch(caps: &Caps, entry: &'static str, channels: usize, views: &[View], r
         .flops(2 * (rows * channels) as u64)
 }
 
-/// `y = x` where x > 0, `slope[c] · x` elsewhere; x `[rows, channels]`, slope `[channels]`.
+/// `y = x` where x > 0, `slope[c] · x` elsewhere; x `[rows, channels]`, stored as y is, slope `[channels]`.
 ///
 /// # Errors
-/// [`crate::error::Error::Shape`] when sizes do not fit or are zero, [`crate::error::Error::ExceedsLimit`] when not even
+/// [`crate::error::Error::Shape`] when sizes or types do not fit or a size is zero, [`crate::error::Error::ExceedsLimit`] when not even
 /// 64 rows can be bound.
 pub fn forward(rec: &mut Recorder<'_>, channels: usize, x: View, slope: View, y: View) -> Result<()> {
     let rows = rows_of("prelu", "x", x, channels)?;
     expect("prelu", &[("y", y, x.elements()), ("slope", slope, channels)])?;
-    for (first, n) in row_parts(rec.caps, "prelu", rows, channels)? {
+    let dtype = alike("prelu", &[("x", x), ("y", y)])?;
+    for (first, n) in row_parts(rec.caps, "prelu", rows, channels, dtype)? {
         let part = |v: View| v.slice(first * channels, n * channels);
         let cut = row_chunks(n, channels / vector_width(channels), TURNS_FORWARD, usize::MAX);
         rec.push(dispatch(rec.caps, "forward", channels, &[part(x), slope, part(y)], n, cut, 0));
@@ -50,8 +53,9 @@ pub fn backward(rec: &mut Recorder<'_>, channels: usize, x: View, slope: View, d
     let rows = rows_of("prelu", "x", x, channels)?;
     let n = x.elements();
     expect("prelu", &[("d_y", d_y, n), ("d_x", d_x, n), ("slope", slope, channels), ("d_slope", d_slope, channels)])?;
+    let dtype = alike("prelu", &[("x", x), ("d_y", d_y), ("d_x", d_x)])?;
     let vectors = channels / vector_width(channels);
-    let parts: Vec<(usize, usize, Chunks)> = row_parts(rec.caps, "prelu", rows, channels)?
+    let parts: Vec<(usize, usize, Chunks)> = row_parts(rec.caps, "prelu", rows, channels, dtype)?
         .into_iter()
         .map(|(first, n)| (first, n, row_chunks(n, vectors, TURNS_BACKWARD, MOST_CHUNKS)))
         .collect();
@@ -91,23 +95,24 @@ fn wide(v: &[f32]) -> Vec<f64> {
     v.iter().map(|&v| f64::from(v)).collect()
 }
 
-fn check_forward(ctx: &Context, rows: usize, channels: usize, adapter: Pretend) -> Result<Outcome> {
-    let (x, a) = (numbers(1, rows * channels, 2.0), numbers(2, channels, 1.0));
+fn check_forward(ctx: &Context, rows: usize, channels: usize, adapter: Pretend, dtype: Dtype) -> Result<Outcome> {
+    let (x, a) = (as_stored(&numbers(1, rows * channels, 2.0), dtype), numbers(2, channels, 1.0));
     let mut t = Trial::new(ctx);
-    let (vx, slope, y) = (t.input(&x)?, t.input(&a)?, t.output(x.len())?);
+    let (vx, slope, y) = (t.tensor(&x, dtype)?, t.input(&a)?, t.empty(x.len(), dtype)?);
     t.run(|rec| adapter.record(rec, |rec| forward(rec, channels, vx, slope, y)))?;
     // One rounding.
-    compare(&t.read(y)?, &reference_forward(&wide(&x), &wide(&a)), 1e-7)
+    compare(&t.values(y)?, &reference_forward(&wide(&x), &wide(&a)), allowed(1e-7, dtype))
 }
 
-fn check_backward(ctx: &Context, rows: usize, channels: usize, adapter: Pretend) -> Result<Outcome> {
-    let (x, a, r) = (numbers(1, rows * channels, 2.0), numbers(2, channels, 1.0), numbers(3, rows * channels, 1.0));
+fn check_backward(ctx: &Context, rows: usize, channels: usize, adapter: Pretend, dtype: Dtype) -> Result<Outcome> {
+    let [x, r] = [(1, 2.0), (3, 1.0)].map(|(seed, scale)| as_stored(&numbers(seed, rows * channels, scale), dtype));
+    let a = numbers(2, channels, 1.0);
     let mut t = Trial::new(ctx);
-    let (vx, slope, d_y) = (t.input(&x)?, t.input(&a)?, t.input(&r)?);
-    let (d_x, d_slope) = (t.output(x.len())?, t.output(channels)?);
+    let (vx, slope, d_y) = (t.tensor(&x, dtype)?, t.input(&a)?, t.tensor(&r, dtype)?);
+    let (d_x, d_slope) = (t.empty(x.len(), dtype)?, t.output(channels)?);
     t.run(|rec| adapter.record(rec, |rec| backward(rec, channels, vx, slope, d_y, d_x, d_slope)))?;
     let (want_x, want_slope) = reference_backward(&wide(&x), &wide(&a), &wide(&r));
-    let outcome = compare(&t.read(d_x)?, &want_x, 1e-7)?;
+    let outcome = compare(&t.values(d_x)?, &want_x, allowed(1e-7, dtype))?;
     if !outcome.passed() {
         return Ok(outcome);
     }
@@ -137,11 +142,13 @@ pub fn cases() -> Vec<Case> {
     ];
     let mut out = Vec::new();
     for (rows, channels, limit) in shapes {
-        for kind in KINDS {
+        for (kind, dtype) in KINDS.into_iter().flat_map(|kind| DTYPES.map(|dtype| (kind, dtype))) {
             let adapter = Pretend { limit, kind };
             let what = format!("{rows}x{channels} {kind:?}{}", bound_at_once(limit));
-            out.push(Case::new("prelu", "forward", what.clone(), move |ctx| check_forward(ctx, rows, channels, adapter)));
-            out.push(Case::new("prelu", "backward", what, move |ctx| check_backward(ctx, rows, channels, adapter)));
+            let forward = move |ctx: &Context| check_forward(ctx, rows, channels, adapter, dtype);
+            out.push(Case::new("prelu", "forward", what.clone(), forward).stored(dtype));
+            let backward = move |ctx: &Context| check_backward(ctx, rows, channels, adapter, dtype);
+            out.push(Case::new("prelu", "backward", what, backward).stored(dtype));
         }
     }
     out

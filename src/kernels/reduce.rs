@@ -1,10 +1,10 @@
 //! Sums and means over rows (bias gradients, means of losses, global pooling) and their derivatives.
 
-use super::check::{Case, Outcome, Trial, compare, numbers};
-use super::rows::{KINDS, Pretend, bound_at_once, elem, expect, row_chunks, row_parts, successive, vector_width};
-use super::{batch_parts, specialise};
+use super::check::{Case, DTYPES, Outcome, Trial, allowed, as_stored, compare, numbers};
+use super::rows::{KINDS, Pretend, bound_at_once, elem, expect, most_chunks, row_chunks, row_parts, storage, successive, vector_width};
+use super::{sample_parts, specialise};
 use crate::error::Result;
-use crate::gpu::{Caps, Context, Dispatch, Recorder, View};
+use crate::gpu::{Caps, Context, Dispatch, Dtype, Recorder, View};
 
 /// Most chunks of one pass: enough workgroups to fill a large GPU, few enough for one to add them up.
 const MOST_CHUNKS: usize = 512;
@@ -37,7 +37,8 @@ impl Blocks {
         let width = vector_width(self.channels);
         let vectors = self.channels / width;
         let cut = row_chunks(self.rows, vectors, turns, most);
-        Dispatch::new("reduce", entry, specialise("reduce", &[elem(width), successive(caps)], &[]))
+        let types = [elem(width), storage("Source", width, x.dtype), storage("Target", width, output.dtype), successive(caps)];
+        Dispatch::new("reduce", entry, specialise("reduce", &types, &[]))
             .bind(x)
             .bind(output)
             .param("segments", self.segments)
@@ -82,18 +83,18 @@ pub(super) fn segment_sum(
         let join = if rows.is_multiple_of(join) && rows > join * TURNS_SUM { join } else { 1 };
         let (rows, channels) = (rows / join, channels * join);
         let blocks = |n| Blocks { segments: 1, rows: n, channels };
-        row_parts(rec.caps, op, rows, channels)?
+        row_parts(rec.caps, op, rows, channels, x.dtype)?
             .into_iter()
             .map(|(first, n)| (x.slice(first * channels, n * channels), blocks(n)))
             .collect()
     } else {
         let sample = rows * channels;
-        batch_parts(rec.caps, op, segments, &[sample], sample as u64)?
+        sample_parts(rec.caps, op, segments, &[sample as u64 * x.dtype.bytes()], sample as u64)?
             .into_iter()
             .map(|(first, n)| (x.slice(first * sample, n * sample), Blocks { segments: n, rows, channels }))
             .collect()
     };
-    let most = (MOST_CHUNKS / segments).max(1);
+    let most = (most_chunks(rec.caps, MOST_CHUNKS) / segments).max(1);
     let partial_rows: usize = parts.iter().map(|(_, b)| b.segments * b.chunks(most)).sum();
     let joined = parts[0].1.channels / channels;
     let whole = partial_rows * joined == segments;
@@ -127,7 +128,7 @@ pub(super) fn segment_spread(
 ) -> Result<()> {
     let sample = rows * channels;
     expect(op, &[("out", out, segments * sample), ("x", x, segments * channels)])?;
-    for (first, n) in batch_parts(rec.caps, op, segments, &[sample], sample as u64)? {
+    for (first, n) in sample_parts(rec.caps, op, segments, &[sample as u64 * out.dtype.bytes()], sample as u64)? {
         let blocks = Blocks { segments: n, rows, channels };
         rec.push(blocks.dispatch(rec.caps, "spread", x, out.slice(first * sample, n * sample), TURNS_SPREAD, usize::MAX, first, factor));
     }
@@ -172,10 +173,11 @@ pub fn reference_segment_sum(x: &[f64], segments: usize, rows: usize, channels: 
     out
 }
 
-fn check_sum(ctx: &Context, [segments, rows, channels]: [usize; 3], adapter: Pretend) -> Result<Outcome> {
+fn check_sum(ctx: &Context, [segments, rows, channels]: [usize; 3], adapter: Pretend, dtype: Dtype) -> Result<Outcome> {
     let x: Vec<f32> = numbers(1, segments * rows * channels, 1.0).iter().map(|v| v + 0.1).collect();
+    let x = as_stored(&x, dtype);
     let mut t = Trial::new(ctx);
-    let (input, out) = (t.input(&x)?, t.output(segments * channels)?);
+    let (input, out) = (t.tensor(&x, dtype)?, t.output(segments * channels)?);
     t.run(|rec| {
         adapter.record(rec, |rec| match (segments, channels) {
             (1, 1) => mean(rec, input, out),
@@ -193,10 +195,11 @@ fn check_sum(ctx: &Context, [segments, rows, channels]: [usize; 3], adapter: Pre
     compare(&t.read(out)?, &reference_segment_sum(&x, segments, rows, channels, factor), 3e-6)
 }
 
-fn check_spread(ctx: &Context, [segments, rows, channels]: [usize; 3], adapter: Pretend) -> Result<Outcome> {
-    let d = numbers(1, segments * channels, 1.0);
+fn check_spread(ctx: &Context, [segments, rows, channels]: [usize; 3], adapter: Pretend, dtype: Dtype) -> Result<Outcome> {
+    // Results of about 1: in 16 bits there is little below 6e-5.
+    let d = numbers(1, segments * channels, rows as f32);
     let mut t = Trial::new(ctx);
-    let (d_out, d_x) = (t.input(&d)?, t.output(segments * rows * channels)?);
+    let (d_out, d_x) = (t.input(&d)?, t.empty(segments * rows * channels, dtype)?);
     t.run(|rec| {
         adapter.record(rec, |rec| match (segments, channels) {
             (1, 1) => mean_backward(rec, rows, d_out, d_x),
@@ -205,7 +208,7 @@ fn check_spread(ctx: &Context, [segments, rows, channels]: [usize; 3], adapter: 
     })?;
     let want: Vec<f64> =
         (0..segments * rows * channels).map(|i| f64::from(d[i / (rows * channels) * channels + i % channels]) / rows as f64).collect();
-    compare(&t.read(d_x)?, &want, 2e-7)
+    compare(&t.values(d_x)?, &want, allowed(2e-7, dtype))
 }
 
 /// One segment and several, awkward channels and rows, joined rows, chunks, blocks and parts.
@@ -240,12 +243,14 @@ pub fn cases() -> Vec<Case> {
     ];
     let mut out = Vec::new();
     for (shape, limit) in shapes {
-        for kind in KINDS {
+        for (kind, dtype) in KINDS.into_iter().flat_map(|kind| DTYPES.map(|dtype| (kind, dtype))) {
             let adapter = Pretend { limit, kind };
             let what = format!("{shape:?} {kind:?}{}", bound_at_once(limit));
-            out.push(Case::new("reduce", "sum", what.clone(), move |ctx| check_sum(ctx, shape, adapter)));
+            let sum = move |ctx: &Context| check_sum(ctx, shape, adapter, dtype);
+            out.push(Case::new("reduce", "sum", what.clone(), sum).stored(dtype));
             if limit == whole || shape[0] > 1 {
-                out.push(Case::new("reduce", "spread", what, move |ctx| check_spread(ctx, shape, adapter)));
+                let spread = move |ctx: &Context| check_spread(ctx, shape, adapter, dtype);
+                out.push(Case::new("reduce", "spread", what, spread).stored(dtype));
             }
         }
     }

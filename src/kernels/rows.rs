@@ -1,9 +1,9 @@
 //! What kernels over `[rows, C]` and elementwise kernels share: how work is cut into chunks,
 //! parts and vectors, and checks of operand sizes. The device side is `shaders/common/rows.wgsl`.
 
-use super::{Const, batch_parts};
+use super::{Const, sample_parts};
 use crate::error::{Error, Result};
-use crate::gpu::{Caps, Context, Kind, Recorder, View};
+use crate::gpu::{Caps, Context, Dtype, Kind, Recorder, View};
 
 /// Invocations of a workgroup of `shaders/common/rows.wgsl`.
 const LANES: usize = 256;
@@ -15,7 +15,24 @@ pub(super) fn vector_width(length: usize) -> usize {
 
 /// The header line that makes `Elem` a vector of `width` numbers.
 pub(super) fn elem(width: usize) -> (&'static str, Const) {
-    ("Elem", Const::Type(if width == 4 { "vec4<f32>" } else { "f32" }))
+    storage("Elem", width, Dtype::F32)
+}
+
+/// The header line that makes `name` what `width` numbers are stored as: `Elem(x[i])` loads and `Stored(v)` stores them,
+/// which for 32 bits change nothing.
+pub(super) fn storage(name: &'static str, width: usize, dtype: Dtype) -> (&'static str, Const) {
+    let text = match (width == 4, dtype) {
+        (true, Dtype::F32) => "vec4<f32>",
+        (true, Dtype::F16) => "vec4<f16>",
+        (false, Dtype::F32) => "f32",
+        (false, Dtype::F16) => "f16",
+    };
+    (name, Const::Type(text))
+}
+
+/// [`storage`] under the name `Stored`.
+pub(super) fn stored(width: usize, dtype: Dtype) -> (&'static str, Const) {
+    storage("Stored", width, dtype)
 }
 
 /// The header line that makes `Index` a vector of `width` unsigned numbers.
@@ -30,13 +47,13 @@ pub(super) fn loaded(norm: bool) -> (&'static str, &'static str) {
         "struct Norm { mean: Elem, factor: Elem, shift: Elem }
 fn norm_of(c: u32, vectors: u32) -> Norm { return Norm(norm[c], norm[vectors + c], norm[2u * vectors + c]); }
 fn load(i: u32, n: Norm) -> Elem {
-    let v = (x[i] - n.mean) * n.factor + n.shift;
+    let v = (Elem(x[i]) - n.mean) * n.factor + n.shift;
     return select(v, Elem(0.0), v < Elem(0.0));
 }"
     } else {
         "struct Norm { none: u32 }
 fn norm_of(c: u32, vectors: u32) -> Norm { return Norm(0u); }
-fn load(i: u32, n: Norm) -> Elem { return x[i]; }"
+fn load(i: u32, n: Norm) -> Elem { return Elem(x[i]); }"
     };
     ("load", text)
 }
@@ -50,6 +67,18 @@ pub(super) fn reference_loaded(x: &[f64], norm: &[f64], channels: usize) -> Vec<
 /// The header line that `shaders/common/rows.wgsl` expects.
 pub(super) fn successive(caps: &Caps) -> (&'static str, Const) {
     ("SUCCESSIVE", Const::Bool(caps.kind == Kind::Cpu))
+}
+
+/// Most chunks of a reduction whose own bound is `most`. A processor is busy with few workgroups, and each barrier of one
+/// costs it as much as many loads.
+pub(super) fn most_chunks(caps: &Caps, most: usize) -> usize {
+    if caps.kind == Kind::Cpu { most.min(16) } else { most }
+}
+
+/// The header line for kernels that add up TURNS values an invocation, and those values.
+pub(super) fn turns(caps: &Caps) -> ((&'static str, Const), usize) {
+    let turns = if caps.kind == Kind::Cpu { 128 } else { 16 };
+    (("TURNS", Const::U32(turns)), turns)
 }
 
 /// Rows cut into chunks, one workgroup for each chunk and block of channel vectors.
@@ -73,18 +102,18 @@ pub(super) fn row_chunks(rows: usize, vectors: usize, turns: usize, most: usize)
     Chunks { rows: chunk, count, groups: count * vectors.div_ceil(width) }
 }
 
-/// `(first row, rows)` of parts of `[rows, channels]` that can be bound one at a time.
+/// `(first row, rows)` of parts of `[rows, channels]`, stored as `dtype`, that can be bound one at a time.
 ///
 /// # Errors
-/// As [`batch_parts`].
-pub(super) fn row_parts(caps: &Caps, op: &'static str, rows: usize, channels: usize) -> Result<Vec<(usize, usize)>> {
-    batch_parts(caps, op, rows, &[channels], 8 * channels as u64)
+/// As [`sample_parts`].
+pub(super) fn row_parts(caps: &Caps, op: &'static str, rows: usize, channels: usize, dtype: Dtype) -> Result<Vec<(usize, usize)>> {
+    sample_parts(caps, op, rows, &[channels as u64 * dtype.bytes()], 8 * channels as u64)
 }
 
-/// `(first, count)` of parts of a tensor of `n` elements that can be bound one at a time.
-pub(super) fn element_parts(caps: &Caps, n: usize) -> impl Iterator<Item = (usize, usize)> {
+/// `(first, count)` of parts of a tensor of `n` elements, stored as `dtype`, that can be bound one at a time.
+pub(super) fn element_parts(caps: &Caps, n: usize, dtype: Dtype) -> impl Iterator<Item = (usize, usize)> {
     let unit = caps.storage_align.max(16);
-    let step = usize::try_from((caps.max_binding / unit).max(1) * unit / 4).unwrap_or(usize::MAX);
+    let step = usize::try_from((caps.max_binding / unit).max(1) * unit / dtype.bytes()).unwrap_or(usize::MAX);
     (0..n).step_by(step).map(move |first| (first, step.min(n - first)))
 }
 
@@ -97,6 +126,20 @@ pub(super) fn expect(op: &'static str, operands: &[(&str, View, usize)]) -> Resu
         None => Ok(()),
         Some((name, _, 0)) => Err(Error::shape(op, format!("`{name}` is empty; every size must be at least 1"))),
         Some((name, view, n)) => Err(Error::shape(op, format!("`{name}` has {} elements, expected {n}", view.elements()))),
+    }
+}
+
+/// How all of the named tensors are stored.
+///
+/// # Errors
+/// [`Error::Shape`] when they are not all stored alike.
+pub(super) fn alike(op: &'static str, tensors: &[(&str, View)]) -> Result<Dtype> {
+    let (first, view) = tensors[0];
+    match tensors.iter().find(|(_, v)| v.dtype != view.dtype) {
+        None => Ok(view.dtype),
+        Some((name, v)) => {
+            Err(Error::shape(op, format!("`{name}` is stored as {:?} and `{first}` as {:?}; they must agree", v.dtype, view.dtype)))
+        }
     }
 }
 
@@ -174,7 +217,9 @@ mod tests {
     #[test]
     fn element_parts_are_aligned_and_cover_everything() {
         let caps = Caps { max_binding: 1000, ..Caps::minimal() };
-        let parts: Vec<_> = element_parts(&caps, 500).collect();
+        let parts: Vec<_> = element_parts(&caps, 500, Dtype::F32).collect();
         assert_eq!(parts, [(0, 192), (192, 192), (384, 116)]);
+        let parts: Vec<_> = element_parts(&caps, 500, Dtype::F16).collect();
+        assert_eq!(parts, [(0, 384), (384, 116)]);
     }
 }

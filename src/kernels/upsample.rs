@@ -1,10 +1,10 @@
-//! Nearest and trilinear resampling of `[N, D, H, W, C]` to any size, up or down.
+//! Nearest and trilinear resampling of `[N, D, H, W, C]` to any size, up or down; both tensors are stored alike.
 
-use super::check::{Case, Outcome, Trial, compare, numbers};
-use super::rows::{Pretend, bound_at_once, elem, expect, vector_width};
-use super::{batch_parts, specialise};
+use super::check::{Case, DTYPES, Outcome, Trial, allowed, as_stored, compare, numbers};
+use super::rows::{Pretend, alike, bound_at_once, elem, expect, stored, vector_width};
+use super::{sample_parts, specialise};
 use crate::error::{Error, Result};
-use crate::gpu::{Context, Dispatch, Recorder, View};
+use crate::gpu::{Context, Dispatch, Dtype, Recorder, View};
 
 /// Shape of a resampling; axes are in the order depth, height, width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +30,11 @@ impl Geom {
         Ok(())
     }
 
+    /// Whether the entries for twice the size apply.
+    fn doubles(&self) -> bool {
+        (0..3).all(|a| self.output[a] == 2 * self.input[a])
+    }
+
     fn in_sample(&self) -> usize {
         self.input.iter().product::<usize>() * self.channels
     }
@@ -45,11 +50,12 @@ fn record(rec: &mut Recorder<'_>, g: &Geom, entry: &'static str, backward: bool,
     let names = if backward { ["d_y", "d_x"] } else { ["x", "y"] };
     let (from_sample, to_sample) = if backward { (g.out_sample(), g.in_sample()) } else { (g.in_sample(), g.out_sample()) };
     expect("upsample", &[(names[0], from, g.batch * from_sample), (names[1], to, g.batch * to_sample)])?;
+    let dtype = alike("upsample", &[(names[0], from), (names[1], to)])?;
     let width = vector_width(g.channels);
-    let source = specialise("upsample", &[elem(width)], &[]);
+    let source = specialise("upsample", &[elem(width), stored(width, dtype)], &[]);
     let flops = 16 * g.out_sample() as u64;
-    for (n0, n) in batch_parts(rec.caps, "upsample", g.batch, &[from_sample, to_sample], flops)? {
-        let vectors = n * to_sample / width;
+    for (n0, n) in sample_parts(rec.caps, "upsample", g.batch, &[from_sample, to_sample].map(|n| n as u64 * dtype.bytes()), flops)? {
+        let vectors = n * (if entry == "nearest_forward_2" { from_sample } else { to_sample }) / width;
         rec.push(
             Dispatch::new("upsample", entry, source.clone())
                 .bind(from.slice(n0 * from_sample, n * from_sample))
@@ -72,10 +78,10 @@ fn record(rec: &mut Recorder<'_>, g: &Geom, entry: &'static str, backward: bool,
 /// `y[o] = x[⌊o · input / output⌋]` on each axis, exactly.
 ///
 /// # Errors
-/// [`Error::Shape`] when a view does not fit `g` or a size is zero, [`Error::ExceedsLimit`] when too few samples
+/// [`Error::Shape`] when a view does not fit `g`, types differ or a size is zero, [`Error::ExceedsLimit`] when too few samples
 /// can be bound.
 pub fn nearest_forward(rec: &mut Recorder<'_>, g: &Geom, x: View, y: View) -> Result<()> {
-    record(rec, g, "nearest_forward", false, x, y)
+    record(rec, g, if g.doubles() { "nearest_forward_2" } else { "nearest_forward" }, false, x, y)
 }
 
 /// `d_x` of [`nearest_forward`]; 0 for an input that no output reads.
@@ -83,7 +89,7 @@ pub fn nearest_forward(rec: &mut Recorder<'_>, g: &Geom, x: View, y: View) -> Re
 /// # Errors
 /// As [`nearest_forward`].
 pub fn nearest_backward(rec: &mut Recorder<'_>, g: &Geom, d_y: View, d_x: View) -> Result<()> {
-    record(rec, g, "nearest_backward", true, d_y, d_x)
+    record(rec, g, if g.doubles() { "nearest_backward_2" } else { "nearest_backward" }, true, d_y, d_x)
 }
 
 /// Linear interpolation on each axis at max(0, (o + ½) · input / output - ½), the last input repeated
@@ -158,11 +164,11 @@ pub fn reference_backward(g: &Geom, mode: Mode, d_y: &[f64]) -> Vec<f64> {
     d_x
 }
 
-fn check(ctx: &Context, g: &Geom, mode: Mode, backward: bool, limit: u64) -> Result<Outcome> {
+fn check(ctx: &Context, g: &Geom, mode: Mode, backward: bool, limit: u64, dtype: Dtype) -> Result<Outcome> {
     let (from, to) = if backward { (g.out_sample(), g.in_sample()) } else { (g.in_sample(), g.out_sample()) };
-    let data = numbers(1, g.batch * from, 1.0);
+    let data = as_stored(&numbers(1, g.batch * from, 1.0), dtype);
     let mut t = Trial::new(ctx);
-    let (input, output) = (t.input(&data)?, t.output(g.batch * to)?);
+    let (input, output) = (t.tensor(&data, dtype)?, t.empty(g.batch * to, dtype)?);
     let record = match (mode, backward) {
         (Mode::Nearest, false) => nearest_forward,
         (Mode::Nearest, true) => nearest_backward,
@@ -173,7 +179,7 @@ fn check(ctx: &Context, g: &Geom, mode: Mode, backward: bool, limit: u64) -> Res
     let data: Vec<f64> = data.into_iter().map(f64::from).collect();
     let want = if backward { reference_backward(g, mode, &data) } else { reference_forward(g, mode, &data) };
     // Weights are exact to one rounding; sums are over the few outputs that read an input.
-    compare(&t.read(output)?, &want, 3e-6)
+    compare(&t.values(output)?, &want, allowed(3e-6, dtype))
 }
 
 /// Doubling, awkward ratios up and down, flat volumes, single positions, several parts.
@@ -183,6 +189,7 @@ pub fn cases() -> Vec<Case> {
         (1, [1; 3], [1; 3], 1, whole),
         (2, [3, 4, 5], [6, 8, 10], 4, whole),
         (1, [8; 3], [16; 3], 16, whole),
+        (2, [1, 3, 5], [2, 6, 10], 3, whole),
         (2, [3, 5, 2], [7, 4, 9], 3, whole),
         (1, [1, 6, 7], [1, 13, 5], 5, whole),
         (1, [7, 10, 9], [1, 3, 4], 8, whole),
@@ -203,7 +210,10 @@ pub fn cases() -> Vec<Case> {
             (Mode::Trilinear, true, "trilinear_backward"),
         ] {
             let what = format!("{batch}x{input:?} to {output:?}x{channels}{}", bound_at_once(limit));
-            out.push(Case::new("upsample", variant, what, move |ctx| check(ctx, &g, mode, backward, limit)));
+            for dtype in DTYPES {
+                let check = move |ctx: &Context| check(ctx, &g, mode, backward, limit, dtype);
+                out.push(Case::new("upsample", variant, what.clone(), check).stored(dtype));
+            }
         }
     }
     out

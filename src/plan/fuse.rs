@@ -350,8 +350,12 @@ impl Work<'_> {
         Some(HeadGradient { d_loss, results, before, replaced: vec![of_loss, of_sigmoid, of_weight, of_bias] })
     }
 
-    /// The operations that `v` comes from, if it depends on no input: the gradient of a loss is a constant.
+    /// The operations that `v` comes from, if that is a constant or a loss scale: the gradient of a loss depends on
+    /// nothing else.
     fn constants(&self, v: ValueId, into: &mut Vec<usize>) -> Option<()> {
+        if self.graph.values()[v.0].home == Home::Input {
+            return Some(());
+        }
         let from = self.producer(v)?;
         let node = &self.nodes[from];
         if !matches!(node.op, Op::Fill(_) | Op::Scale(_) | Op::Add | Op::MeanGrad) {

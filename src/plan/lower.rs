@@ -12,7 +12,7 @@ use crate::kernels::{activation, batch_norm, conv3d, elementwise, loss, pool, pr
 /// Where a value lies.
 pub(super) fn view(graph: &Graph, v: ValueId) -> View {
     let value = &graph.values()[v.0];
-    let flat = |buffer: BufferId, offset: usize| View { offset: offset as u64 * 4, ..View::whole(buffer, value.shape.len()) };
+    let flat = |buffer: BufferId, offset: usize| View { offset: offset as u64 * 4, ..View::typed(buffer, value.shape.len(), value.dtype) };
     match value.home {
         Home::Param(i) => flat(ids::PARAMS, graph.params.list()[i].offset),
         Home::Grad(i) => flat(ids::GRADS, graph.params.list()[i].offset),

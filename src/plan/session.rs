@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Plan, ids, slot_id};
 use crate::error::{Error, Result};
-use crate::gpu::{Buffer, Context, Program};
+use crate::gpu::{Buffer, Context, Dtype, Program};
 use crate::graph::{Graph, Home, Tensors, ValueId};
 
 /// The flat buffers that outlive a step: parameters, gradients and running statistics.
@@ -95,6 +95,11 @@ impl Session {
         &self.plan
     }
 
+    /// What is replayed, one step for each of the plan's dispatches.
+    pub fn program(&self) -> &Program {
+        &self.program
+    }
+
     /// Replays the plan once; returns without waiting.
     ///
     /// # Errors
@@ -129,7 +134,7 @@ impl Session {
         ctx.read_all(&names.iter().map(of).collect::<Result<Vec<_>>>()?)
     }
 
-    /// Reads the output called `name` (4-byte elements), waiting for the device.
+    /// Reads the output called `name` (4-byte elements; outputs are never stored in 16 bits), waiting for the device.
     ///
     /// # Errors
     /// [`Error::Usage`] when there is none, and what the device reports.
@@ -139,12 +144,23 @@ impl Session {
         ctx.read(buffer, 0, self.plan.graph.shape(*value).len())
     }
 
-    /// Reads any value that has a slot; meaningful for plans made with [`Plan::unshared`].
+    /// Reads any value that has a slot as 32-bit floats, however it is stored; meaningful for plans made with
+    /// [`Plan::unshared`].
     ///
     /// # Errors
     /// What the device reports.
     pub fn read_value(&self, ctx: &Context, value: ValueId) -> Result<Option<Vec<f32>>> {
-        self.plan.slot(value).map(|s| ctx.read(&self.slots[s], 0, self.plan.graph.shape(value).len())).transpose()
+        let Some(slot) = self.plan.slot(value) else { return Ok(None) };
+        let (buffer, value) = (&self.slots[slot], &self.plan.graph.values()[value.0]);
+        let n = value.shape.len();
+        Ok(Some(match value.dtype {
+            Dtype::F32 => ctx.read(buffer, 0, n)?,
+            // Whole words are copied.
+            Dtype::F16 => {
+                let halves: Vec<u16> = ctx.read(buffer, 0, n.next_multiple_of(2))?;
+                halves[..n].iter().map(|&h| half::f16::from_bits(h).to_f32()).collect()
+            }
+        }))
     }
 
     fn find<'a>(&self, list: &'a [(String, ValueId)], name: &str) -> Result<&'a (String, ValueId)> {

@@ -8,12 +8,45 @@ use std::path::Path;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use sha2::{Digest, Sha256};
 
 use crate::error::Result;
 use crate::files;
 use crate::report::chart::Chart;
 
 const STYLE: &str = include_str!("page.css");
+/// Sorts a table by the column whose heading is clicked; the only script there is, allowed by its hash.
+const SCRIPT: &str = include_str!("sort.js");
+
+/// A cell of a table that can be sorted.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Cell {
+    /// What is shown.
+    pub text: String,
+    /// What it is sorted by, where that is a number.
+    pub value: Option<f64>,
+    /// Part of the column's greatest, 0 to 1, drawn as a bar behind the text.
+    pub bar: Option<f64>,
+}
+
+impl Cell {
+    /// Text alone.
+    pub fn text(text: impl Into<String>) -> Self {
+        Self { text: text.into(), value: None, bar: None }
+    }
+
+    /// A number as `text`; without one, a dash.
+    pub fn number(value: Option<f64>, text: impl FnOnce(f64) -> String) -> Self {
+        Self { text: value.map_or_else(|| "–".to_owned(), text), value: value.filter(|v| v.is_finite()), bar: None }
+    }
+
+    /// With a bar behind it.
+    #[must_use]
+    pub fn bar(mut self, part: f64) -> Self {
+        self.bar = Some(if part.is_finite() { part.clamp(0.0, 1.0) } else { 0.0 });
+        self
+    }
+}
 
 /// `text` with the five special characters of HTML replaced, fit for content and attribute values.
 /// Control characters that XML forbids become U+FFFD, so that charts stay well-formed.
@@ -42,6 +75,7 @@ pub struct Report {
     cards: String,
     body: String,
     headings: Vec<String>,
+    sortable: bool,
 }
 
 impl Report {
@@ -54,6 +88,7 @@ impl Report {
             cards: String::new(),
             body: String::new(),
             headings: Vec::new(),
+            sortable: false,
         }
     }
 
@@ -121,6 +156,35 @@ impl Report {
         self
     }
 
+    /// Adds a table that is sorted by a click on a heading. Rows have as many cells as there are headings; a column is
+    /// of numbers where one of its cells is.
+    pub fn sortable_table(&mut self, headers: &[&str], rows: &[Vec<Cell>]) -> &mut Self {
+        self.sortable = true;
+        let numeric: Vec<bool> =
+            (0..headers.len()).map(|c| rows.iter().any(|r| r.get(c).is_some_and(|cell| cell.value.is_some()))).collect();
+        let class = |c: usize| if numeric[c] { " class=\"num\"" } else { "" };
+        let head: String = headers.iter().enumerate().map(|(c, h)| format!("<th{}>{}</th>", class(c), escape(h))).collect();
+        let _ = writeln!(self.body, "<div class=\"table\"><table class=\"sortable\"><thead><tr>{head}</tr></thead><tbody>");
+        for row in rows {
+            self.body.push_str("<tr>");
+            for (c, cell) in row.iter().take(headers.len()).enumerate() {
+                let sort = cell.value.map_or_else(String::new, |v| format!(" data-sort=\"{v}\""));
+                let bar = cell.bar.map_or_else(String::new, |b| format!(" style=\"--bar:{:.1}%\"", 100.0 * b));
+                let class = if cell.bar.is_some() { " class=\"num bar\"" } else { class(c) };
+                let _ = write!(self.body, "<td{class}{sort}{bar}>{}</td>", escape(&cell.text));
+            }
+            self.body.push_str("</tr>\n");
+        }
+        self.body.push_str("</tbody></table></div>\n");
+        self
+    }
+
+    /// Adds an SVG element over the whole width, with its caption.
+    pub fn figure(&mut self, svg: &str, caption: &str) -> &mut Self {
+        let _ = writeln!(self.body, "<figure class=\"chart\"><figcaption>{}</figcaption>{svg}</figure>", escape(caption));
+        self
+    }
+
     /// Adds a picture, the bytes of a PNG file.
     pub fn picture(&mut self, png: &[u8], caption: &str) -> &mut Self {
         let _ = writeln!(
@@ -161,10 +225,11 @@ impl Report {
     /// The page.
     pub fn html(&self) -> String {
         let title = escape(&self.title);
+        let script = if self.sortable { format!("; script-src 'sha256-{}'", BASE64.encode(Sha256::digest(SCRIPT))) } else { String::new() };
         let mut out = format!(
             "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
              <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-             <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">\n\
+             <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'{script}\">\n\
              <meta name=\"color-scheme\" content=\"light dark\">\n<title>{title}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n\
              <header><div class=\"inner\"><h1>{title}</h1>\n"
         );
@@ -186,6 +251,9 @@ impl Report {
         out.push_str("</main>\n");
         if !self.footer.is_empty() {
             let _ = writeln!(out, "<footer>{}</footer>", escape(&self.footer));
+        }
+        if self.sortable {
+            let _ = writeln!(out, "<script>{SCRIPT}</script>");
         }
         out.push_str("</body>\n</html>\n");
         out
@@ -234,6 +302,23 @@ mod tests {
         let html = report.html().replace("xmlns=\"http://www.w3.org/2000/svg\"", "");
         assert!(!html.contains("http:") && !html.contains("https:") && !html.contains("url(") && !html.contains("@import"));
         assert!(html.contains("src=\"data:image/png;base64,AQID\""));
+    }
+
+    #[test]
+    fn tables_that_sort_bring_their_script_and_nothing_else_may_run() {
+        let mut report = Report::new("t");
+        let rows = [
+            vec![Cell::text(EVIL), Cell::number(Some(1.5), |v| format!("{v} ms")).bar(0.5)],
+            vec![Cell::text("b"), Cell::number(None, |_| "x".into())],
+        ];
+        report.sortable_table(&["name", "time"], &rows);
+        let html = report.html();
+        assert!(html.contains("<th class=\"num\">time</th>") && html.contains("data-sort=\"1.5\" style=\"--bar:50.0%\">1.5 ms<"), "{html}");
+        assert!(html.contains("class=\"num\">–</td>") && html.contains("&lt;script&gt;"));
+        assert_eq!((html.matches("<script>").count(), html.matches("</script>").count()), (1, 1));
+        let hash = BASE64.encode(Sha256::digest(SCRIPT));
+        assert!(html.contains(&format!("script-src 'sha256-{hash}'")));
+        assert!(!Report::new("t").html().contains("script"));
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub mod html;
 mod pretraining;
 pub mod preview;
 pub mod progress;
+pub mod roofline;
 pub mod sheet;
 
 pub use pretraining::pretraining_report;

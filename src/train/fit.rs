@@ -7,9 +7,10 @@ use serde::Serialize;
 
 use super::network::Objective;
 use super::update::Update;
-use crate::config::{Auto, Config, Optimiser};
+use crate::config::{Auto, Config, Optimiser, Precision};
 use crate::error::{Error, Result};
 use crate::gpu::{Caps, Kind, STAGING};
+use crate::graph::{Graph, Value};
 use crate::model::{Mode, Spec};
 use crate::plan::{Options, Plan};
 use crate::transform::Augment;
@@ -29,6 +30,8 @@ pub struct Stage {
     pub batch: usize,
     /// Cube or volume size.
     pub size: [usize; 3],
+    /// Storage of activations.
+    pub precision: Precision,
     /// Optimiser.
     pub optimiser: Optimiser,
 }
@@ -74,6 +77,7 @@ impl Stage {
             spec: Spec::from(&config.model),
             batch: t.batch_size,
             size: config.cube.size,
+            precision: t.precision,
             optimiser: t.optimiser,
         };
         let joint = Objective::Joint { classes, restoration: config.loss.restoration, classification: config.loss.classification };
@@ -81,12 +85,20 @@ impl Stage {
         first.then_some(Objective::Classification { classes }).into_iter().chain([joint]).map(stage).collect()
     }
 
+    /// The graph of a step or of a validation with `micro` samples.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for a grid that does not suit the network.
+    pub fn graph(&self, micro: usize, mode: Mode) -> Result<Graph> {
+        Ok(self.objective.graph(&self.spec, micro, self.size, mode)?.stored_in(self.precision))
+    }
+
     /// Plans a step in parts of `micro` samples as `options` say.
     ///
     /// # Errors
     /// [`Error::ExceedsLimit`] when the adapter cannot do it, [`Error::Shape`] for a grid that does not suit the network.
     pub fn need(&self, config: &Config, caps: &Caps, options: &Options, micro: usize) -> Result<Need> {
-        let plan = |mode| Plan::with(&self.objective.graph(&self.spec, micro, self.size, mode)?, caps, options);
+        let plan = |mode| Plan::with(&self.graph(micro, mode)?, caps, options);
         let (train, evaluate) = (plan(Mode::Train)?, plan(Mode::Evaluate)?);
         let (t, mut augmentation) = (&config.train, 0);
         if !matches!(self.objective, Objective::Autoencoder { .. }) {
@@ -122,8 +134,8 @@ impl Stage {
 
     /// Whether a plan of `micro` samples is out of the question, found without making it.
     fn hopeless(&self, caps: &Caps, micro: usize, budget: Option<u64>) -> Result<bool> {
-        let graph = self.objective.graph(&self.spec, micro, self.size, Mode::Train)?;
-        let largest = graph.values().iter().map(|v| v.shape.len() as u64 * 4).max().unwrap_or(0);
+        let graph = self.graph(micro, Mode::Train)?;
+        let largest = graph.values().iter().map(Value::bytes).max().unwrap_or(0);
         Ok(largest > caps.max_buffer || budget.is_some_and(|b| largest > b))
     }
 }

@@ -7,5 +7,6 @@ pub mod log;
 pub mod network;
 pub mod phase;
 pub mod pretrain;
+pub mod scaling;
 pub mod schedule;
 pub mod update;

@@ -12,12 +12,13 @@ use super::checkpoint::{Named, load_state_dict, state_dict};
 use super::loader::{Batch, Loader, Samples};
 use super::log::MetricsLog;
 use super::network::Objective;
+use super::scaling::Scaling;
 use super::schedule::{Rules, Standing};
 use super::update::{Report, Update};
-use crate::config::{Config, Optimiser};
+use crate::config::{Config, Optimiser, Precision};
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Context};
-use crate::graph::Graph;
+use crate::graph::{Graph, LOSS_SCALE};
 use crate::interop::tensors::File;
 use crate::kernels::optimiser::Hyper;
 use crate::model::{Mode, Spec};
@@ -35,7 +36,7 @@ pub struct State {
     pub phase: String,
     /// Optimiser steps of all phases.
     pub step: u64,
-    /// Optimiser steps of this phase.
+    /// Steps of this phase, those left out included.
     pub updates: u64,
     /// Current epoch.
     pub epoch: u32,
@@ -45,6 +46,9 @@ pub struct State {
     pub rate: f32,
     /// Schedule and best loss.
     pub standing: Standing,
+    /// Loss scale of mixed precision and the steps left out.
+    #[serde(default)]
+    pub scaling: Scaling,
     /// Sums over the current epoch's steps: total, restoration, classification.
     sums: [f64; 3],
     /// Whether the phase is over.
@@ -133,6 +137,8 @@ pub struct Phase<'a> {
     pub micro: usize,
     /// Whether cheap activations are computed twice instead of kept.
     pub recompute: bool,
+    /// Storage of activations.
+    pub precision: Precision,
     /// Optimiser.
     pub optimiser: Optimiser,
     /// Constants of the optimiser.
@@ -213,6 +219,7 @@ impl Phase<'_> {
             index: 0,
             rate: self.rate,
             standing: Standing::new(self.rate),
+            scaling: Scaling::default(),
             sums: [0.0; 3],
             done: false,
             ended_by_steps: false,
@@ -221,14 +228,18 @@ impl Phase<'_> {
     }
 
     fn options(&self) -> Options {
-        Options { recompute: self.recompute, ..Options::default() }
+        Options { recompute: self.recompute, ..Options::of(self.ctx) }
+    }
+
+    fn graph(&self, mode: Mode) -> Result<Graph> {
+        Ok(self.objective.graph(&self.spec, self.micro, self.size, mode)?.stored_in(self.precision))
     }
 
     fn rig(&self, graph: &Graph, store: &Store) -> Result<Rig> {
         let (ctx, config) = (self.ctx, self.config);
         let train = Session::new(ctx, Plan::with(graph, ctx.caps(), &self.options())?, store)?;
-        let evaluate = self.objective.graph(&self.spec, self.micro, self.size, Mode::Evaluate)?;
-        let evaluate = Session::beside(ctx, Plan::with(&evaluate, ctx.caps(), &self.options())?, store, &train)?;
+        let evaluate = Plan::with(&self.graph(Mode::Evaluate)?, ctx.caps(), &self.options())?;
+        let evaluate = Session::beside(ctx, evaluate, store, &train)?;
         let (mut augment, mut stand_in) = (None, None);
         if self.feed == Feed::Distorted {
             let input = train.input("input")?;
@@ -255,7 +266,7 @@ impl Phase<'_> {
             return Err(Error::Usage(format!("a micro-batch of {} does not divide a batch of {}", self.micro, self.batch)));
         }
         ctx.restart_peak();
-        let graph = self.objective.graph(&self.spec, self.micro, self.size, Mode::Train)?;
+        let graph = self.graph(Mode::Train)?;
         let store = Store::new(ctx, &graph, self.config.seed)?;
         let rig = self.rig(&graph, &store)?;
         let names = self.objective.losses();
@@ -270,7 +281,7 @@ impl Phase<'_> {
         if let Some(named) = weights {
             load_state_dict(ctx, &store, named, resuming)?;
             if resuming {
-                update.load(ctx, &store, state.updates, named)?;
+                update.load(ctx, &store, state.updates - state.scaling.skipped.min(state.updates), named)?;
             }
         }
         if self.train.len() < self.batch {
@@ -289,10 +300,17 @@ impl Phase<'_> {
         }
         let key = Key::new(u64::from(self.config.seed)).fold(self.objective.stream(), 0);
         let mut loader = Loader::train(self.train.clone(), self.batch, key, state.epoch, state.index)?;
+        let mixed = self.precision == Precision::Mixed;
         let mut clock = Instant::now();
         while !state.done {
             let batch = loader.next().ok_or_else(|| Error::Failed("the loader ended early".into()))??;
             let draws = Draws::Epoch(batch.epoch);
+            let scale = if mixed { state.scaling.scale } else { 1.0 };
+            if mixed {
+                // Validation has used its memory for something else.
+                ctx.upload(rig.train.input(LOSS_SCALE)?, 0, &[scale]);
+                update.set_loss_scale(scale);
+            }
             for part in 0..parts {
                 rig.feed(ctx, Part::of(&batch, part * self.micro, self.micro), draws)?;
                 rig.train.run(ctx)?;
@@ -302,16 +320,25 @@ impl Phase<'_> {
             let Report { losses: found, norm } = update.report(ctx)?;
             let loss = |name: &str| names.iter().position(|n| *n == name).map_or(0.0, |i| found[i]);
             let losses = ["loss", "loss_rec", "loss_cls"].map(loss);
-            if !losses.iter().all(|l| l.is_finite()) || !norm.is_finite() {
+            let sound = losses.iter().all(|l| l.is_finite());
+            // Gradients too large for 16 bits: without this step and with a smaller scale training goes on.
+            let skip = mixed && sound && !norm.is_finite() && state.scaling.overflow();
+            if !sound || !(norm.is_finite() || skip) {
                 let place =
                     self.first_non_finite(&store, &rig, &batch, draws).unwrap_or_else(|e| format!("a layer that was not found ({e})"));
                 return Err(Error::Failed(format!(
-                    "step {} ({}): the loss is {} and the gradient norm {norm}, first not finite at {place}; the last good checkpoint is {}; lower train.learning_rate or set train.clip_norm",
+                    "step {} ({}): the loss is {} and the gradient norm {norm}, first not finite at {place}; the last good checkpoint is {}; lower train.learning_rate or set {}",
                     state.step + 1,
                     self.objective.word(),
                     losses[0],
-                    self.last.display()
+                    self.last.display(),
+                    if mixed { "train.precision = \"f32\"" } else { "train.clip_norm" }
                 )));
+            }
+            if skip {
+                update.leave_out();
+            } else if mixed {
+                state.scaling.good();
             }
             state.step += 1;
             state.updates += 1;
@@ -332,6 +359,10 @@ impl Phase<'_> {
             }
             record["grad_norm"] = json!(norm);
             record["lr"] = json!(state.standing.rate);
+            if mixed {
+                record["loss_scale"] = json!(scale);
+                record["skipped"] = json!(state.scaling.skipped);
+            }
             record["cubes_per_s"] = json!(self.batch as f64 / seconds.max(1e-9));
             log.append(&record)?;
             observer.record(&record);
@@ -487,9 +518,9 @@ impl Phase<'_> {
     /// Runs the step again with every value kept and names the first operation whose result is not finite.
     fn first_non_finite(&self, store: &Store, rig: &Rig, batch: &Batch, draws: Draws) -> Result<String> {
         let ctx = self.ctx;
-        let graph = self.objective.graph(&self.spec, self.micro, self.size, Mode::Train)?;
+        let graph = self.graph(Mode::Train)?;
         // Every operation by itself: the more there are, the better the place is known.
-        let options = Options { share: false, fusion: Some(Fusion::NONE), ..Options::default() };
+        let options = Options { share: false, fusion: Some(Fusion::NONE), ..Options::of(ctx) };
         let trace = Session::new(ctx, Plan::with(&graph, ctx.caps(), &options)?, store)?;
         for first in (0..self.batch).step_by(self.micro) {
             rig.feed(ctx, Part::of(batch, first, self.micro), draws)?;

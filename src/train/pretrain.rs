@@ -79,7 +79,7 @@ pub fn run(
         }
         (state, metadata, tensors)
     });
-    let fit = fit(config, ctx.caps(), &Options::default(), &Stage::pretraining(config), t.micro_batch)?;
+    let fit = fit(config, ctx.caps(), &Options::of(ctx), &Stage::pretraining(config), t.micro_batch)?;
     if t.micro_batch.given().is_none() {
         observer.note(&format!("training: {fit}"));
     }
@@ -104,6 +104,7 @@ pub fn run(
             batch: t.batch_size,
             micro: fit.micro_batch,
             recompute: fit.recompute,
+            precision: t.precision,
             optimiser: t.optimiser,
             hyper: Hyper { weight_decay: t.weight_decay, momentum: t.momentum, ..Hyper::default() },
             clip_norm: t.clip_norm,

@@ -10,7 +10,7 @@ use crate::config::Optimiser;
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, BufferId, Caps, Context, Dispatch, Program, Recorder, View};
 use crate::kernels::elementwise;
-use crate::kernels::optimiser::{self, Hyper, SCALARS};
+use crate::kernels::optimiser::{self, Hyper, SCALARS, UNSCALE};
 use crate::plan::Store;
 
 const PARAMS: BufferId = BufferId(0);
@@ -37,6 +37,8 @@ pub struct Update {
     /// The losses' means, then the gradient's norm, each at the start of a row.
     report: Buffer,
     losses: usize,
+    /// Inverse of the number by which gradients are too large.
+    unscale: f32,
     /// After the first part of a batch, after each further one, and after the last.
     begin: Program,
     more: Program,
@@ -106,7 +108,7 @@ impl Recorded {
         let mut apply = Recorder::new(caps);
         let (norm, factor, step) = (row(losses), View::whole(FACTOR, 1), View::whole(STEP, SCALARS));
         optimiser::norm(&mut apply, gradient, norm)?;
-        optimiser::clip(&mut apply, norm, row(0), clip_norm, factor)?;
+        optimiser::clip(&mut apply, norm, row(0), step, clip_norm, factor)?;
         match kind {
             Optimiser::Adam | Optimiser::AdamW => {
                 let decoupled = kind == Optimiser::AdamW;
@@ -122,11 +124,10 @@ impl Recorded {
 
 impl Update {
     /// Allocates the moments (zero) and compiles the kernels; `clip_norm` 0 means no clipping. A batch has `parts` equal
-    /// parts; `losses` are buffers of one number each that a plan fills, the first of them the objective.
+    /// parts; `losses` are buffers of one number each that a plan fills, the first of them the objective. The loss scale is 1.
     ///
     /// # Errors
     /// What the device reports.
-    #[expect(clippy::too_many_arguments, reason = "every one of them is fixed for the life of the object and has no default")]
     pub fn new(
         ctx: &Context,
         store: &Store,
@@ -166,7 +167,18 @@ impl Update {
         let begin = Program::new(ctx, &recorded.begin, lookup)?;
         let more = Program::new(ctx, &recorded.more, lookup)?;
         let apply = Program::new(ctx, &recorded.apply, lookup)?;
-        Ok(Self { hyper, first, second, step, report, losses: losses.len(), begin, more, apply, _own: own, steps: 0 })
+        Ok(Self { hyper, first, second, step, report, losses: losses.len(), unscale: 1.0, begin, more, apply, _own: own, steps: 0 })
+    }
+
+    /// Says by how much the gradients of the next steps are too large, a power of two; they are clipped, reported and
+    /// updated with as if they were not.
+    pub fn set_loss_scale(&mut self, scale: f32) {
+        self.unscale = 1.0 / scale;
+    }
+
+    /// Takes back the count of the last step, which has changed nothing.
+    pub fn leave_out(&mut self) {
+        self.steps -= 1;
     }
 
     /// Bytes of device memory that [`Update::new`] takes for `n` elements of flat parameters.
@@ -189,6 +201,11 @@ impl Update {
         if part == 0 { self.begin.run(ctx) } else { self.more.run(ctx) }
     }
 
+    /// What a step replays: taking the first part, and the update.
+    pub fn programs(&self) -> [&Program; 2] {
+        [&self.begin, &self.apply]
+    }
+
     /// Updates the parameters with the mean gradient of the parts taken, unless its norm or the loss is not finite;
     /// returns without waiting.
     ///
@@ -196,7 +213,9 @@ impl Update {
     /// What the device reports.
     pub fn apply(&mut self, ctx: &Context, rate: f32) -> Result<()> {
         self.steps += 1;
-        ctx.upload(&self.step, 0, &optimiser::scalars(rate, &self.hyper, self.steps));
+        let mut scalars = optimiser::scalars(rate, &self.hyper, self.steps);
+        scalars[UNSCALE] = self.unscale;
+        ctx.upload(&self.step, 0, &scalars);
         self.apply.run(ctx)
     }
 
@@ -208,7 +227,7 @@ impl Update {
         let rows: Vec<f32> = ctx.read(&self.report, 0, self.losses * ROW + 1)?;
         let numbers: Vec<f32> = rows.into_iter().step_by(ROW).collect();
         let (losses, norm) = numbers.split_at(self.losses);
-        Ok(Report { losses: losses.to_vec(), norm: norm[0] })
+        Ok(Report { losses: losses.to_vec(), norm: norm[0] * self.unscale })
     }
 
     /// Prefix of the first buffer's tensors, PyTorch's word for it.

@@ -1,6 +1,7 @@
 //! Integration tests: kernels, gradients, parity, files and the program itself.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod bench;
 mod cli;
 mod data;
 mod discover;
@@ -11,9 +12,12 @@ mod harness;
 mod interpreter;
 mod kernels;
 mod layers;
+mod mixed;
 mod operations;
 mod parity;
 mod plans;
 mod report;
 mod shaders;
 mod steps;
+mod tools;
+mod tune;

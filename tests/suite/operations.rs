@@ -288,7 +288,7 @@ fn clip_case(ctx: &Context, case: &Case<'_>, failures: &mut Vec<String>) -> Resu
     let (s, norm, scale): (View, View, View) = (t.input(&optimiser::scalars(1.0, &hyper, 1))?, t.output(1)?, t.output(1)?);
     t.run(|rec| {
         optimiser::norm(rec, g, norm)?;
-        optimiser::clip(rec, norm, norm, case.number("max_norm"), scale)?;
+        optimiser::clip(rec, norm, norm, s, case.number("max_norm"), scale)?;
         optimiser::sgd(rec, p, g, m, s, scale)
     })?;
     hold(failures, case, "norm", &t.read(norm)?, case.floats("y"));

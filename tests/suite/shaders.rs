@@ -6,10 +6,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use naga::back::{hlsl, msl, pipeline_constants, spv};
-use semantic_genesis::config::{Activation, Norm, Variant};
+use semantic_genesis::bench::probe;
+use semantic_genesis::config::{Activation, Norm, Precision, Variant};
 use semantic_genesis::error::Result;
 use semantic_genesis::gpu::{BufferId, Caps, Dispatch, Dtype, Kind, Recorder, View, reflect};
 use semantic_genesis::graph::Graph;
+use semantic_genesis::kernels::check::DTYPES;
 use semantic_genesis::kernels::conv3d::{self, Geom, Input, Output, Source};
 use semantic_genesis::kernels::transform::{self, Geometry, Sample};
 use semantic_genesis::kernels::{activation, elementwise, knn, loss, optimiser, pool, prelu, reduce, upsample};
@@ -23,8 +25,16 @@ use crate::gradients;
 fn adapters() -> Vec<Caps> {
     let base = Caps::minimal();
     vec![
-        Caps { kind: Kind::Cpu, subgroup_min: 8, subgroup_max: 8, int64: true, workgroup_memory: 32 << 10, ..base.clone() },
-        Caps { kind: Kind::Discrete, subgroup_min: 32, subgroup_max: 32, max_binding: (1 << 31) - 4, max_buffer: 1 << 40, ..base.clone() },
+        Caps { kind: Kind::Cpu, subgroup_min: 8, subgroup_max: 8, int64: true, workgroup_memory: 32 << 10, f16: true, ..base.clone() },
+        Caps {
+            kind: Kind::Discrete,
+            subgroup_min: 32,
+            subgroup_max: 32,
+            max_binding: (1 << 31) - 4,
+            max_buffer: 1 << 40,
+            f16: true,
+            ..base.clone()
+        },
         base,
     ]
 }
@@ -73,7 +83,11 @@ fn networks(caps: &Caps, into: &mut Collection) {
             for objective in objectives {
                 let spec = Spec { base, depth: 4, variant, activation, norm: Norm::Running };
                 for mode in [Mode::Train, Mode::Evaluate] {
-                    into.plan(caps, &objective.graph(&spec, batch, size, mode).unwrap());
+                    let graph = objective.graph(&spec, batch, size, mode).unwrap();
+                    into.plan(caps, &graph);
+                    if caps.f16 {
+                        into.plan(caps, &graph.stored_in(Precision::Mixed));
+                    }
                 }
                 into.plan(caps, &features(&spec, batch, size).unwrap());
             }
@@ -125,17 +139,24 @@ fn convolutions(caps: &Caps, into: &mut Collection) {
 fn flat(caps: &Caps, into: &mut Collection) {
     use activation::Function;
     for n in [4096, 4097] {
-        let v = |id| view(id, n);
-        for f in [Function::Relu, Function::Elu, Function::Sigmoid] {
-            into.record(caps, |rec| activation::forward(rec, f, v(0), v(1)).and_then(|()| activation::backward(rec, f, v(0), v(1), v(2))));
+        for dtype in DTYPES {
+            let v = |id| View::typed(BufferId(id), n, dtype);
+            for f in [Function::Relu, Function::Elu, Function::Sigmoid] {
+                into.record(caps, |rec| {
+                    activation::forward(rec, f, v(0), v(1)).and_then(|()| activation::backward(rec, f, v(0), v(1), v(2)))
+                });
+            }
+            into.record(caps, |rec| {
+                elementwise::add(rec, v(0), v(1), v(2))?;
+                elementwise::scale(rec, v(0), 2.0, v(1))?;
+                elementwise::fill(rec, 1.0, v(0))?;
+                reduce::mean(rec, v(0), view(1, 1))?;
+                reduce::mean_backward(rec, n, view(0, 1), v(1))
+            });
         }
+        let v = |id| view(id, n);
         into.record(caps, |rec| {
-            elementwise::add(rec, v(0), v(1), v(2))?;
-            elementwise::scale(rec, v(0), 2.0, v(1))?;
             elementwise::accumulate(rec, v(0), 2.0, v(1))?;
-            elementwise::fill(rec, 1.0, v(0))?;
-            reduce::mean(rec, v(0), view(1, 1))?;
-            reduce::mean_backward(rec, n, view(0, 1), v(1))?;
             loss::soft_dice(rec, v(0), v(1), view(2, 1))?;
             loss::soft_dice_backward(rec, v(0), v(1), view(2, 1), v(3))
         });
@@ -151,7 +172,7 @@ fn flat(caps: &Caps, into: &mut Collection) {
             optimiser::adam(rec, v(0), v(1), v(2), v(3), scalars, one, true)?;
             optimiser::sgd(rec, v(0), v(1), v(2), scalars, one)?;
             optimiser::norm(rec, v(1), one)?;
-            optimiser::clip(rec, view(4, 1), view(5, 1), 1.0, one)
+            optimiser::clip(rec, view(4, 1), view(5, 1), scalars, 1.0, one)
         });
         for classes in [2, 4, 44, 45] {
             let (rows, logits) = (view(1, n), view(0, n * classes));
@@ -169,24 +190,28 @@ fn flat(caps: &Caps, into: &mut Collection) {
 
 /// Kernels over grids, channels alone and in fours.
 fn grids(caps: &Caps, into: &mut Collection) {
-    for channels in [3, 8] {
+    for (channels, dtype) in [3, 8].into_iter().flat_map(|c| DTYPES.map(|dtype| (c, dtype))) {
+        let stored = |id, n| View::typed(BufferId(id), n, dtype);
         let g = pool::Geom::new(2, [4, 6, 8], channels, [2; 3], [2; 3], [0; 3]).unwrap();
         let (x, y) = (2 * 192 * channels, 2 * 24 * channels);
         let u = upsample::Geom { batch: 2, input: [2, 3, 4], output: [4, 6, 8], channels };
         into.record(caps, |rec| {
-            pool::max_forward(rec, &g, view(0, x), None, view(1, y), view(2, y))?;
-            pool::max_backward(rec, &g, view(2, y), view(1, y), None, view(0, x))?;
-            pool::avg_forward(rec, &g, view(0, x), view(1, y))?;
-            pool::avg_backward(rec, &g, view(1, y), view(0, x))?;
-            pool::global_avg_forward(rec, 2, 192, channels, view(0, x), view(1, 2 * channels))?;
-            pool::global_avg_backward(rec, 2, 192, channels, view(1, 2 * channels), view(0, x))?;
-            upsample::nearest_forward(rec, &u, view(1, y), view(0, x))?;
-            upsample::nearest_backward(rec, &u, view(0, x), view(1, y))?;
-            upsample::trilinear_forward(rec, &u, view(1, y), view(0, x))?;
-            upsample::trilinear_backward(rec, &u, view(0, x), view(1, y))?;
-            prelu::forward(rec, channels, view(0, x), view(3, channels), view(1, x))?;
-            prelu::backward(rec, channels, view(0, x), view(3, channels), view(1, x), view(2, x), view(4, channels))?;
-            reduce::channel_sum(rec, 384, channels, view(0, x), view(3, channels))
+            pool::max_forward(rec, &g, stored(0, x), None, stored(1, y), view(2, y))?;
+            pool::max_backward(rec, &g, view(2, y), stored(1, y), None, stored(0, x))?;
+            pool::avg_forward(rec, &g, stored(0, x), stored(1, y))?;
+            pool::avg_backward(rec, &g, stored(1, y), stored(0, x))?;
+            pool::global_avg_forward(rec, 2, 192, channels, stored(0, x), view(1, 2 * channels))?;
+            pool::global_avg_backward(rec, 2, 192, channels, view(1, 2 * channels), stored(0, x))?;
+            upsample::nearest_forward(rec, &u, stored(1, y), stored(0, x))?;
+            upsample::nearest_backward(rec, &u, stored(0, x), stored(1, y))?;
+            upsample::trilinear_forward(rec, &u, stored(1, y), stored(0, x))?;
+            upsample::trilinear_backward(rec, &u, stored(0, x), stored(1, y))?;
+            let other = upsample::Geom { output: [3, 6, 8], ..u };
+            upsample::nearest_forward(rec, &other, stored(1, y), stored(0, x / 4 * 3))?;
+            upsample::nearest_backward(rec, &other, stored(0, x / 4 * 3), stored(1, y))?;
+            prelu::forward(rec, channels, stored(0, x), view(3, channels), stored(1, x))?;
+            prelu::backward(rec, channels, stored(0, x), view(3, channels), stored(1, x), stored(2, x), view(4, channels))?;
+            reduce::channel_sum(rec, 384, channels, stored(0, x), view(3, channels))
         });
     }
     for size in [[64, 64, 32], [16, 16, 8], [5, 7, 3], [32, 32, 1]] {
@@ -215,6 +240,7 @@ fn everything() -> Collection {
         convolutions(caps, &mut out);
         flat(caps, &mut out);
         grids(caps, &mut out);
+        out.take(probe::dispatches(caps));
     }
     out
 }
@@ -233,6 +259,10 @@ fn translate(label: &str, source: &str, entry: &str) -> Result<(), String> {
     let point = msl::PipelineOptions { entry_point: Some((stage, entry.to_owned())), ..Default::default() };
     let (metal, names) = msl::write_string(&module, &info, &options, &point).map_err(|e| format!("MSL: {e}"))?;
     names.entry_point_names.into_iter().collect::<Result<Vec<_>, _>>().map_err(|e| format!("MSL: {e}"))?;
+    // HLSL has no cooperative matrices.
+    if source.contains("enable wgpu_cooperative_matrix;") {
+        return if words.is_empty() || metal.is_empty() { Err("a translation is empty".into()) } else { Ok(()) };
+    }
     let options = hlsl::Options { shader_model: hlsl::ShaderModel::V6_0, fake_missing_bindings: true, ..Default::default() };
     let point = hlsl::PipelineOptions { entry_point: Some((stage, entry.to_owned())) };
     let mut text = String::new();

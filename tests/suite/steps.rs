@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use semantic_genesis::config::{Config, Optimiser};
+use semantic_genesis::config::{Config, Optimiser, Precision};
 use semantic_genesis::gpu::{Context, Counters};
 use semantic_genesis::graph::{Graph, Init, Layout, Shape};
 use semantic_genesis::kernels::activation::Function;
@@ -138,6 +138,7 @@ fn train(
         batch: stage.batch,
         micro,
         recompute: false,
+        precision: stage.precision,
         optimiser: stage.optimiser,
         hyper: Hyper::default(),
         clip_norm: 1.0,
@@ -180,7 +181,11 @@ fn from_the_second_step_on_nothing_is_made_and_memory_is_as_planned() {
     // A device of its own: others make things on the shared one meanwhile.
     let ctx = Context::new(None).unwrap();
     let config = config();
-    for stage in Stage::pretraining(&config) {
+    let mut stages = Stage::pretraining(&config);
+    if ctx.caps().f16 {
+        stages.extend(Stage::pretraining(&config).into_iter().map(|s| Stage { precision: Precision::Mixed, ..s }));
+    }
+    for stage in stages {
         for micro in [4, 2] {
             let dir = tempfile::tempdir().unwrap();
             let (state, counts, peak) = train(&ctx, &config, &stage, micro, 6, dir.path());

@@ -233,7 +233,7 @@ fn launch(rec: &mut Recorder<'_>, t: &Tile, p: &Problem, wide: usize, blocks: us
 }
 
 /// Records `d` with `groups` workgroups in as many runs as keep each below the adapter's bound for one dispatch.
-fn push_runs(rec: &mut Recorder<'_>, d: &Dispatch, groups: usize, flops: u64) {
+pub(super) fn push_runs(rec: &mut Recorder<'_>, d: &Dispatch, groups: usize, flops: u64) {
     let runs = usize::try_from(flops.div_ceil(rec.caps.max_dispatch_flops())).unwrap_or(groups).clamp(1, groups);
     let run = groups.div_ceil(runs);
     for first in (0..groups).step_by(run) {

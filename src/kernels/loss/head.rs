@@ -3,11 +3,11 @@
 
 use super::{Pointwise, reference_pointwise, reference_pointwise_backward, targets, wide};
 use crate::error::{Error, Result};
-use crate::gpu::{Dispatch, Recorder, View};
+use crate::gpu::{Dispatch, Dtype, Recorder, View};
 use crate::kernels::batch_norm::NORM;
-use crate::kernels::check::{Case, Outcome, Trial, compare, numbers, with_bindings, worst};
-use crate::kernels::rows::{elem, expect, loaded, reference_loaded, vector_width};
-use crate::kernels::{Const, batch_parts, specialise, vector};
+use crate::kernels::check::{Case, DTYPES, Outcome, Trial, as_stored, compare, numbers, with_bindings, worst};
+use crate::kernels::rows::{elem, expect, loaded, reference_loaded, stored, vector_width};
+use crate::kernels::{Const, sample_parts, specialise, vector};
 
 /// Invocations of a workgroup, and voxels of a tile.
 const LANES: usize = 64;
@@ -94,7 +94,7 @@ pub fn forward(
         return Err(Error::shape("head", format!("{kind:?} of {c} channels is not computed in one pass")));
     }
     let width = vector_width(c);
-    let header = [elem(width), ("VECTORS", Const::U32(c / width)), ("KIND", Const::U32(kind as usize))];
+    let header = [elem(width), stored(width, x.dtype), ("VECTORS", Const::U32(c / width)), ("KIND", Const::U32(kind as usize))];
     let first_of = if width == 4 { "fn first_of(v: vec4<f32>) -> f32 { return v.x; }" } else { "fn first_of(v: f32) -> f32 { return v; }" };
     let keep = if restored.is_some() { "fn keep(i: u32, r: f32) { restored[i] = r; }" } else { "fn keep(i: u32, r: f32) {}" };
     let blocks = [vector(width == 4).1, ("first_of", first_of), loaded(norm.is_some()), ("keep", keep)];
@@ -106,7 +106,8 @@ pub fn forward(
         d.param("turns", TURNS).param("first", first).param("inverse", (1.0 / g.voxels as f64) as f32)
     };
     let flops = (if gradient.is_some() { 4 } else { 2 } * g.voxels * c) as u64;
-    for (first, count) in batch_parts(rec.caps, "head", g.batch, &[g.voxels * c, g.voxels], flops)? {
+    let sample = [(g.voxels * c) as u64 * x.dtype.bytes(), g.voxels as u64 * 4];
+    for (first, count) in sample_parts(rec.caps, "head", g.batch, &sample, flops)? {
         let part = |v: View| v.slice(first * g.voxels, count * g.voxels);
         let d = launch(if gradient.is_some() { "train" } else { "evaluate" }, count, first);
         let mut views = vec![x.slice(first * g.voxels * c, count * g.voxels * c)];
@@ -156,12 +157,12 @@ pub fn reference(g: &Geom, kind: Pointwise, x: &[f64], weight: &[f64], bias: f64
     Reference { loss, d_bias: d_logit.iter().sum(), restored, d_logit, d_weight }
 }
 
-fn check(ctx: &crate::gpu::Context, g: &Geom, kind: Pointwise, parts: Parts, binding: u64) -> Result<Outcome> {
+fn check(ctx: &crate::gpu::Context, g: &Geom, kind: Pointwise, parts: Parts, binding: u64, dtype: Dtype) -> Result<Outcome> {
     let (n, c) = (g.batch * g.voxels, g.channels);
-    let (x, goal, r) = (numbers(1, n * c, 1.0), targets(2, n), numbers(3, g.batch, 1.0));
+    let (x, goal, r) = (as_stored(&numbers(1, n * c, 1.0), dtype), targets(2, n), numbers(3, g.batch, 1.0));
     let (weight, bias, norm) = (numbers(4, c, 0.7), numbers(5, 1, 0.5), numbers(6, NORM * c, 1.0));
     let mut t = Trial::new(ctx);
-    let (vx, vw, vb, vt) = (t.input(&x)?, t.input(&weight)?, t.input(&bias)?, t.input(&goal)?);
+    let (vx, vw, vb, vt) = (t.tensor(&x, dtype)?, t.input(&weight)?, t.input(&bias)?, t.input(&goal)?);
     let vn = if parts.norm { Some(t.input(&norm)?) } else { None };
     let (loss, restored) = (t.output(g.batch)?, if parts.restored { Some(t.output(n)?) } else { None });
     let gradient = match parts.gradient {
@@ -211,9 +212,10 @@ pub(super) fn cases() -> Vec<Case> {
             let parts = Parts { norm: bits & 1 != 0, restored: bits & 2 != 0, gradient: bits & 4 != 0 };
             let kind = if bits == 5 { Pointwise::Mae } else { Pointwise::Mse };
             let what = format!("{batch}x{voxels}x{channels} {kind:?} {parts:?} in bindings of {binding} bytes");
-            out.push(Case::new("head", if parts.gradient { "train" } else { "evaluate" }, what, move |ctx| {
-                check(ctx, &g, kind, parts, binding)
-            }));
+            for dtype in DTYPES {
+                let check = move |ctx: &crate::gpu::Context| check(ctx, &g, kind, parts, binding, dtype);
+                out.push(Case::new("head", if parts.gradient { "train" } else { "evaluate" }, what.clone(), check).stored(dtype));
+            }
         }
     }
     out
