@@ -194,12 +194,7 @@ fn need(config: &Config, caps: &Caps, options: &Options, stage: &Stage, fit: Fit
         .filter(|(_, v)| graph.values().get(v.0).is_some_and(|value| value.home == Home::Computed))
         .map(|(n, v)| {
             let shape = graph.shape(v);
-            Large {
-                label: n.label.clone(),
-                op: n.op.name(),
-                shape: shape.to_string(),
-                bytes: shape.len() as u64 * graph.values()[v.0].dtype.bytes(),
-            }
+            Large { label: n.label.clone(), op: n.op.name(), shape: shape.to_string(), bytes: graph.values()[v.0].bytes() }
         })
         .collect();
     largest.sort_by_key(|l| std::cmp::Reverse(l.bytes));

@@ -223,8 +223,15 @@ impl<'c> Trial<'c> {
 /// # Errors
 /// What `record` reports.
 pub fn with_bindings(rec: &mut Recorder<'_>, bytes: u64, record: impl FnOnce(&mut Recorder<'_>) -> Result<()>) -> Result<()> {
-    let caps = Caps { max_binding: bytes, ..rec.caps.clone() };
-    let mut small = Recorder::new(&caps);
+    with_caps(rec, &Caps { max_binding: bytes, ..rec.caps.clone() }, record)
+}
+
+/// Records as for an adapter with other capabilities.
+///
+/// # Errors
+/// What `record` reports.
+pub fn with_caps(rec: &mut Recorder<'_>, caps: &Caps, record: impl FnOnce(&mut Recorder<'_>) -> Result<()>) -> Result<()> {
+    let mut small = Recorder::new(caps);
     record(&mut small)?;
     rec.dispatches.append(&mut small.dispatches);
     rec.scratch.append(&mut small.scratch);

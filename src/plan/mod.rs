@@ -8,6 +8,7 @@
 pub mod fuse;
 mod lower;
 mod memory;
+pub mod recompute;
 mod session;
 pub mod tuning;
 
@@ -125,7 +126,8 @@ impl Plan {
                 caps.name
             )));
         }
-        let graph = &fuse(graph, &options.fusion.unwrap_or_else(|| Fusion::on(caps)), caps);
+        let fused = fuse(graph, &options.fusion.unwrap_or_else(|| Fusion::on(caps)), caps);
+        let graph = &if options.recompute { recompute::recompute(&fused) } else { fused };
         let mut lowered = Vec::with_capacity(graph.nodes().len());
         for node in graph.nodes() {
             let mut rec = Recorder::tuned(caps, &options.choices);

@@ -10,7 +10,7 @@ use super::update::Update;
 use crate::config::{Auto, Config, Optimiser, Precision};
 use crate::error::{Error, Result};
 use crate::gpu::{Caps, Kind, STAGING};
-use crate::graph::Graph;
+use crate::graph::{Graph, Value};
 use crate::model::{Mode, Spec};
 use crate::plan::{Options, Plan};
 use crate::transform::Augment;
@@ -135,7 +135,7 @@ impl Stage {
     /// Whether a plan of `micro` samples is out of the question, found without making it.
     fn hopeless(&self, caps: &Caps, micro: usize, budget: Option<u64>) -> Result<bool> {
         let graph = self.graph(micro, Mode::Train)?;
-        let largest = graph.values().iter().map(|v| v.shape.len() as u64 * v.dtype.bytes()).max().unwrap_or(0);
+        let largest = graph.values().iter().map(Value::bytes).max().unwrap_or(0);
         Ok(largest > caps.max_buffer || budget.is_some_and(|b| largest > b))
     }
 }

@@ -206,6 +206,9 @@ fn grids(caps: &Caps, into: &mut Collection) {
             upsample::nearest_backward(rec, &u, stored(0, x), stored(1, y))?;
             upsample::trilinear_forward(rec, &u, stored(1, y), stored(0, x))?;
             upsample::trilinear_backward(rec, &u, stored(0, x), stored(1, y))?;
+            let other = upsample::Geom { output: [3, 6, 8], ..u };
+            upsample::nearest_forward(rec, &other, stored(1, y), stored(0, x / 4 * 3))?;
+            upsample::nearest_backward(rec, &other, stored(0, x / 4 * 3), stored(1, y))?;
             prelu::forward(rec, channels, stored(0, x), view(3, channels), stored(1, x))?;
             prelu::backward(rec, channels, stored(0, x), view(3, channels), stored(1, x), stored(2, x), view(4, channels))?;
             reduce::channel_sum(rec, 384, channels, stored(0, x), view(3, channels))
