@@ -475,8 +475,8 @@ mod tests {
             let labels: Vec<&str> = graph.nodes().iter().map(|n| n.label.as_str()).collect();
             assert!(begins > 10 && begins < labels.len(), "{model:?}");
             let gradient = |label: &&str| label.ends_with(".grad");
-            assert!(!labels[..begins].iter().any(|l| gradient(l)), "{model:?}: {:?}", &labels[..begins]);
-            assert!(labels[begins..].iter().all(|l| gradient(l)), "{model:?}: {:?}", &labels[begins..]);
+            assert!(!labels[..begins].iter().any(gradient), "{model:?}: {:?}", &labels[..begins]);
+            assert!(labels[begins..].iter().all(|l| l.ends_with(".grad")), "{model:?}: {:?}", &labels[begins..]);
             assert_eq!(Model::parse(model.word()).unwrap(), model);
         }
         assert!(Model::parse("vnet").is_err());

@@ -41,7 +41,7 @@ pub(in crate::cli) struct Args {
 
 pub(super) fn run(common: &Common, a: &Args) -> Result<()> {
     let volumes = match &a.store {
-        Some(dir) => Volumes::Store(Store::open(dir)?),
+        Some(dir) => Volumes::Store(Box::new(Store::open(dir)?)),
         None => Volumes::phantoms()?,
     };
     let rules = rules(a.time_limit)?;
