@@ -1,13 +1,11 @@
 // Streams over a working set of 2^k vectors: copying, reading, writing; and the smallest dispatch that depends on another.
 // uses: grid
+// expects: LANES
 // Group g begins at g · span and moves on by `step` each round, within `inner` of its beginning and `outer` of the whole.
 struct Params { groups: u32, rounds: u32, span: u32, step: u32, inner: u32, outer: u32 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> input: array<vec4<f32>>;           // [outer + 1]
 @group(0) @binding(2) var<storage, read_write> output: array<vec4<f32>>;    // [outer + 1]
-
-const LANES: u32 = 64u;
-const TURNS: u32 = 4u;
 
 fn place(group: u32, round: u32, lane: u32) -> u32 {
     return ((min(group, params.groups - 1u) * params.span + ((round * params.step) & params.inner)) & params.outer) + lane;

@@ -15,7 +15,7 @@ use super::op::bench;
 use super::peak::Roof;
 use super::probe;
 use super::result::{Document, Environment, Row};
-use super::step::{self, Model, Setup};
+use super::step::{self, Detail, Model, Setup};
 use crate::config::{Precision, Preset};
 use crate::doctor;
 use crate::error::{Error, Result};
@@ -320,7 +320,7 @@ impl Run<'_> {
     fn step(&mut self, setup: &Setup) -> Result<Row> {
         (self.say)(&format!("a step of the Y-Net {}", setup.shape()));
         let rules = Rules { least: 3, ..Rules::within(self.options.limit * 10) };
-        let report = step::measure(self.ctx, setup, &rules, self.roof.as_ref(), false)?;
+        let report = step::measure(self.ctx, setup, &rules, self.roof.as_ref(), Detail::Whole)?;
         self.report.ours.rows.extend(report.rows().cloned());
         Ok(report.whole)
     }

@@ -26,7 +26,7 @@ const TOGETHER: usize = 8;
 #[derive(Debug)]
 pub enum Volumes {
     /// The volumes of a prepared store, as training maps them.
-    Store(Store),
+    Store(Box<Store>),
     /// Synthetic patients in memory.
     Phantoms(Vec<Dense>),
 }

@@ -48,7 +48,12 @@ fn file(name: &str) -> &'static str {
         "bench_workgroup" => "bench_workgroup.wgsl",
         "clip" => "clip.wgsl",
         "conv3d" => "conv3d.wgsl",
+        "conv3d_coop" => "conv3d_coop.wgsl",
+        "conv3d_coop_weight" => "conv3d_coop_weight.wgsl",
         "conv3d_pack" => "conv3d_pack.wgsl",
+        "conv3d_panels" => "conv3d_panels.wgsl",
+        "conv3d_simt" => "conv3d_simt.wgsl",
+        "conv3d_simt_weight" => "conv3d_simt_weight.wgsl",
         "conv3d_statistics" => "conv3d_statistics.wgsl",
         "conv3d_sum" => "conv3d_sum.wgsl",
         "conv3d_tile" => "conv3d_tile.wgsl",
@@ -66,6 +71,8 @@ fn file(name: &str) -> &'static str {
         "knn_select_bound" => "knn_select_bound.wgsl",
         "knn_select_rank" => "knn_select_rank.wgsl",
         "loss" => "loss.wgsl",
+        "matrix_coop" => "common/matrix_coop.wgsl",
+        "matrix_plain" => "common/matrix_plain.wgsl",
         "norm" => "norm.wgsl",
         "optimiser" => "optimiser.wgsl",
         "pool" => "pool.wgsl",
@@ -95,13 +102,16 @@ pub enum Const {
 
 /// The complete text of kernel `name`: the constants of `header`, the common pieces named on
 /// the file's `// uses:` line, and the file itself with each `//@<marker>` line replaced by its
-/// generated block. 16-bit floats are enabled where a type of the header needs them.
+/// generated block. 16-bit floats and cooperative matrices are enabled where a type of the header needs them.
 pub fn specialise(name: &str, header: &[(&str, Const)], blocks: &[(&str, &str)]) -> Arc<str> {
     use std::fmt::Write;
     let body = file(name);
     let mut out = String::with_capacity(body.len() + 2048);
     if header.iter().any(|(_, c)| matches!(c, Const::Type(t) if t.contains("f16"))) {
         out.push_str("enable f16;\n");
+    }
+    if header.iter().any(|(_, c)| matches!(c, Const::Type(t) if t.contains("coop_mat"))) {
+        out.push_str("enable wgpu_cooperative_matrix;\n");
     }
     for (name, value) in header {
         let _ = match value {

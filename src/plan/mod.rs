@@ -8,7 +8,7 @@
 pub mod fuse;
 mod lower;
 mod memory;
-mod recompute;
+pub mod recompute;
 mod session;
 pub mod tuning;
 

@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use crate::harness;
 
 /// Settings with which a whole run takes seconds.
-const TINY: &str = "
+pub(crate) const TINY: &str = "
 seed = 3
 [cube]
 size = [16, 16, 8]
@@ -109,7 +109,7 @@ fn shared(name: &str) -> PathBuf {
 }
 
 /// A folder of six small synthetic patients with their label maps.
-fn scans() -> &'static Path {
+pub(crate) fn scans() -> &'static Path {
     static SCANS: OnceLock<PathBuf> = OnceLock::new();
     SCANS.get_or_init(|| {
         let out = shared("cli-scans").join("scans");

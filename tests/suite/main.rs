@@ -16,6 +16,7 @@ mod mixed;
 mod operations;
 mod parity;
 mod plans;
+mod recompute;
 mod report;
 mod shaders;
 mod steps;

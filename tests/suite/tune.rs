@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use semantic_genesis::bench::tune::{Event, measure, needs, search};
-use semantic_genesis::config::{Activation, Norm, Variant};
+use semantic_genesis::config::{Activation, Config, Norm, Variant};
 use semantic_genesis::gpu::{Caps, Choices, Dtype};
 use semantic_genesis::graph::Graph;
 use semantic_genesis::kernels::conv3d::{Geom, Pass, Problem};
@@ -13,8 +13,10 @@ use semantic_genesis::kernels::fingerprint;
 use semantic_genesis::model::{Mode, Spec};
 use semantic_genesis::plan::tuning::Tuning;
 use semantic_genesis::plan::{Options, Plan};
+use semantic_genesis::train::fit::Stage;
 use semantic_genesis::train::network::Objective;
 
+use crate::cli::TINY;
 use crate::harness::{self, Program};
 
 fn graph(mode: Mode) -> Graph {
@@ -167,4 +169,33 @@ fn tables_are_shown_forced_exported_imported_and_switched_off() {
     assert!(ran["summary"]["measured"].as_u64().unwrap() >= 1, "{ran}");
     let layer = semgen.json(&[&["tune", "explain", "--layer", "down_tr64.ops.1.conv1"], &small[..]].concat());
     assert!(!layer.as_array().unwrap().is_empty());
+}
+
+#[test]
+fn a_run_keeps_the_variants_it_began_with() {
+    let Some(ctx) = harness::trusted() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let (cache, config) = (dir.path().join("cache"), dir.path().join("tiny.toml"));
+    std::fs::write(&config, TINY).unwrap();
+    let semgen = Program::new(&cache);
+    let parsed = Config::load(Some(&config), &[]).unwrap();
+    let joint = Stage::pretraining(&parsed).pop().unwrap();
+    let plan = Plan::new(&joint.graph(parsed.train.batch_size, Mode::Train).unwrap(), ctx.caps()).unwrap();
+    let key = needs(&[("joint", &plan)]).remove(0).key;
+    let [a, b] = ["a", "b"].map(|name| dir.path().join(name).to_string_lossy().into_owned());
+    let (scans, config) = (crate::cli::scans().to_str().unwrap(), config.to_str().unwrap());
+    let force = || semgen.run(&["tune", "force", &key, "plain"], 0);
+    force();
+    semgen.run(&["discover", scans, "--config", config, "--out", &a], 0);
+    // The table changes between two stages of a run; the run does not.
+    semgen.run(&["tune", "clear"], 0);
+    semgen.run(&["pretrain", &a], 0);
+    force();
+    semgen.run(&["pretrain", scans, "--config", config, "--out", &b], 0);
+    let of = |run: &str, file: &str| std::fs::read(std::path::Path::new(run).join(file)).unwrap();
+    for file in ["choices.json", "checkpoints/last.safetensors", "discover/autoencoder/last.safetensors"] {
+        assert!(of(&a, file) == of(&b, file), "{file} differs");
+    }
+    let kept: BTreeMap<String, String> = serde_json::from_slice(&of(&a, "choices.json")).unwrap();
+    assert_eq!(kept, [(key, "plain".to_owned())].into());
 }

@@ -8,7 +8,7 @@ use super::{rules, write};
 use crate::bench::loader::{self, Volumes};
 use crate::bench::measure::Rules;
 use crate::bench::result::{Document, Environment};
-use crate::bench::step::{self, Model, Setup};
+use crate::bench::step::{self, Detail, Model, Setup};
 use crate::config::{Precision, Preset};
 use crate::data::store::Store;
 use crate::error::Result;
@@ -41,7 +41,7 @@ pub(in crate::cli) struct Args {
 
 pub(super) fn run(common: &Common, a: &Args) -> Result<()> {
     let volumes = match &a.store {
-        Some(dir) => Volumes::Store(Store::open(dir)?),
+        Some(dir) => Volumes::Store(Box::new(Store::open(dir)?)),
         None => Volumes::phantoms()?,
     };
     let rules = rules(a.time_limit)?;
@@ -63,7 +63,7 @@ pub(super) fn run(common: &Common, a: &Args) -> Result<()> {
             precision: Precision::F32,
         };
         ctx.choose(crate::plan::tuning::choices_for(ctx.caps()));
-        let report = step::measure(&ctx, &setup, &Rules { least: 2, ..rules }, None, false)?;
+        let report = step::measure(&ctx, &setup, &Rules { least: 2, ..rules }, None, Detail::Whole)?;
         demand = report.whole.extra.get("samples_per_s").copied();
         document.rows.push(report.whole);
     }

@@ -8,7 +8,7 @@ use super::{roof, rules, seconds, write};
 use crate::bench::measure::Rules;
 use crate::bench::page;
 use crate::bench::result::{Document, Environment, Row};
-use crate::bench::step::{self, Model, Report, Setup};
+use crate::bench::step::{self, Detail, Model, Report, Setup};
 use crate::config::{Precision, Preset};
 use crate::error::{Error, Result};
 
@@ -76,7 +76,8 @@ pub(super) fn run(common: &Common, a: &Args) -> Result<()> {
     let ctx = common.context()?;
     ctx.choose(crate::plan::tuning::choices_for(ctx.caps()));
     let roof = roof(common, &ctx, false, false)?;
-    let report = step::measure(&ctx, &setup, &Rules { least: 3, ..rules }, Some(&roof), a.layers)?;
+    let report =
+        step::measure(&ctx, &setup, &Rules { least: 3, ..rules }, Some(&roof), if a.layers { Detail::Layers } else { Detail::Parts })?;
     let mut document = Document::new(Environment::here(ctx.caps()), Some(roof));
     document.rows = report.rows().cloned().collect();
     let title = format!("{} base {}, {} cubes of {}", a.model, a.base, a.batch, text::by(&a.cube));

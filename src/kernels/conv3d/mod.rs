@@ -2,8 +2,8 @@
 //!
 //! Weights are `[kd, kh, kw, C_out, C_in]` here and PyTorch's `[C_out, C_in, kd, kh, kw]` in
 //! files. A transposed convolution is the input gradient of the convolution it is adjoint to,
-//! so it needs no kernels of its own. Several concatenated sources are handled one after the
-//! other: each is a range of the weight's input channels.
+//! so it needs no kernels of its own. Concatenated sources are each a range of the weight's input
+//! channels; two are read at once where the variant can, others one after the other.
 //!
 //! What stands around a convolution can be done by it: an input may be the unnormalised output of an earlier layer,
 //! whose batch norm and ReLU are then applied as it is read ([`Input::norm`]), and the partial statistics for the batch
@@ -11,7 +11,11 @@
 //! may be stored as f16; weights, biases, statistics and all arithmetic are f32.
 
 mod cases;
+pub mod coop;
 mod plain;
+mod product;
+mod product_cases;
+pub mod simt;
 mod statistics;
 mod text;
 mod tile;
@@ -19,7 +23,7 @@ mod tile;
 pub use cases::{cases, reference_backward_input, reference_backward_weight, reference_forward};
 
 use crate::error::{Error, Result};
-use crate::gpu::{Caps, Dtype, Recorder, View};
+use crate::gpu::{Caps, Context, Dtype, Kind, Recorder, View};
 use crate::kernels::sample_parts;
 
 /// Geometry of a convolution, checked.
@@ -121,11 +125,31 @@ pub enum Variant {
     Tile,
     /// Register tile for subgroups of eight that share what they load, eight numbers a lane; needs 64-bit integers.
     Sub8,
+    /// Tile in workgroup memory.
+    Simt(simt::Tile),
+    /// Tile in workgroup memory, multiplied on cooperative matrices.
+    Coop(coop::Tile),
 }
 
 impl Variant {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Plain, Self::Tile, Self::Sub8];
+    pub const ALL: [Self; 15] = [
+        Self::Plain,
+        Self::Tile,
+        Self::Sub8,
+        Self::Simt(simt::TILES[0]),
+        Self::Simt(simt::TILES[1]),
+        Self::Simt(simt::TILES[2]),
+        Self::Simt(simt::TILES[3]),
+        Self::Simt(simt::WEIGHT),
+        Self::Coop(coop::TILES[0]),
+        Self::Coop(coop::TILES[1]),
+        Self::Coop(coop::TILES[2]),
+        Self::Coop(coop::TILES[3]),
+        Self::Coop(coop::TILES[4]),
+        Self::Coop(coop::TILES[5]),
+        Self::Coop(coop::WEIGHT),
+    ];
 
     /// Its name in files and on the command line.
     pub fn name(self) -> &'static str {
@@ -133,7 +157,22 @@ impl Variant {
             Self::Plain => "plain",
             Self::Tile => "tile",
             Self::Sub8 => "sub8",
+            Self::Simt(tile) => tile.name,
+            Self::Coop(tile) => tile.name,
         }
+    }
+
+    /// Its name, and what it is a twin of.
+    fn full_name(self) -> String {
+        match self {
+            Self::Coop(tile) => tile.full_name(),
+            _ => self.name().to_owned(),
+        }
+    }
+
+    /// Whether it takes two sources at once, so that their sums are never stored in between.
+    fn joins(self) -> bool {
+        matches!(self, Self::Simt(_) | Self::Coop(_))
     }
 
     /// The variant called `name`.
@@ -203,7 +242,12 @@ impl Problem {
 
     /// The variants that can do it on an adapter, the one used without a choice first.
     pub fn candidates(&self, caps: &Caps) -> Vec<Variant> {
-        let mut out = Vec::new();
+        let flat = Self { geom: self.geom.flattened(), ..*self };
+        let mut out: Vec<Variant> = coop::candidates(caps, &flat).into_iter().map(Variant::Coop).collect();
+        // On a processor workgroup memory is only a detour.
+        if caps.kind != Kind::Cpu {
+            out.extend(simt::candidates(caps, &flat).into_iter().map(Variant::Simt));
+        }
         if tile::fits(self) {
             if caps.subgroup8() && caps.int64 {
                 out.push(Variant::Sub8);
@@ -239,6 +283,30 @@ fn name_of(dtype: Dtype) -> &'static str {
         Dtype::F32 => "f32",
         Dtype::F16 => "f16",
     }
+}
+
+/// Opens a device, and uses its cooperative matrices only if all kernels that would run on them give the reference's numbers there;
+/// otherwise [`Context::distrusted`] says what they gave.
+///
+/// # Errors
+/// As `open`.
+pub fn with_proven_matrices(open: impl Fn() -> Result<Context>) -> Result<Context> {
+    let ctx = open()?;
+    if ctx.caps().cooperative.is_empty() {
+        return Ok(ctx);
+    }
+    Ok(match product_cases::probe(&ctx) {
+        None => ctx,
+        // A device that has reported a failure goes on reporting it.
+        Some(why) if ctx.check().is_err() => open()?.without_matrices(why),
+        Some(why) => ctx.without_matrices(why),
+    })
+}
+
+/// Variants that compute with matrix fragments in plain arithmetic: for tests of the texts that the real ones share with them.
+pub fn twins() -> Vec<Variant> {
+    let tiles = coop::TILES.into_iter().chain([coop::WEIGHT]);
+    tiles.flat_map(|tile| [16, 8].map(|side| Variant::Coop(tile.twin(side)))).collect()
 }
 
 impl Geom {
@@ -326,13 +394,21 @@ impl Geom {
 /// `output = conv(sources, weight) + bias`; `inputs` are concatenated along channels.
 ///
 /// Shapes: source `[N, D, H, W, c]`, weight `[kd, kh, kw, C_out, C_in]`, bias `[C_out]`, output `[N, OD, OH, OW, C_out]`.
-/// With several sources the sums so far are kept in the output, as it is stored.
+/// Where several sources are not read at once, the sums so far are kept in the output, as it is stored.
 ///
 /// # Errors
 /// [`crate::error::Error::ExceedsLimit`] when one sample does not fit a binding.
 pub fn forward(rec: &mut Recorder<'_>, g: &Geom, inputs: &[Input], weight: View, output: &Output) -> Result<()> {
+    let variant = |rec: &Recorder<'_>, input: &Input| forward_problem(g, input, output.view.dtype).variant(rec);
+    if let [a, b] = inputs
+        && variant(rec, a).joins()
+        && variant(rec, a) == variant(rec, b)
+        && a.view.dtype == b.view.dtype
+    {
+        return forward_joined(rec, variant(rec, a), g, inputs, weight, output, false);
+    }
     for (i, input) in inputs.iter().enumerate() {
-        let variant = forward_problem(g, input, output.view.dtype).variant(rec);
+        let variant = variant(rec, input);
         let (first, last) = (i == 0, i + 1 == inputs.len());
         let own = Output { bias: output.bias.filter(|_| first), statistics: output.statistics.filter(|_| last), ..*output };
         forward_with(rec, variant, g, *input, weight, &own, !first)?;
@@ -367,6 +443,8 @@ pub fn statistics_partials_with(caps: &Caps, variant: Variant, problem: &Problem
         Variant::Plain => statistics::partials(caps, problem),
         Variant::Tile => tile::partials(caps, false, problem),
         Variant::Sub8 => tile::partials(caps, true, problem),
+        Variant::Simt(tile) => simt::partials(caps, tile, problem),
+        Variant::Coop(tile) => coop::partials(caps, tile, problem),
     }
 }
 
@@ -383,8 +461,24 @@ pub fn forward_with(
     output: &Output,
     accumulate: bool,
 ) -> Result<()> {
+    forward_joined(rec, variant, g, &[input], weight, output, accumulate)
+}
+
+/// One source, or two by a variant that [joins](Variant::joins) them.
+fn forward_joined(
+    rec: &mut Recorder<'_>,
+    variant: Variant,
+    g: &Geom,
+    inputs: &[Input],
+    weight: View,
+    output: &Output,
+    accumulate: bool,
+) -> Result<()> {
+    let input = inputs[0];
     let problem = forward_problem(g, &input, output.view.dtype);
     match variant {
+        Variant::Simt(tile) => simt::forward(rec, tile, &problem, inputs, weight, output, accumulate),
+        Variant::Coop(tile) => coop::forward(rec, tile, &problem, inputs, weight, output, accumulate),
         Variant::Plain => plain::forward(rec, &problem, input, weight, output, accumulate),
         Variant::Tile => tile::forward(rec, false, &problem, input, weight, output, accumulate),
         Variant::Sub8 => tile::forward(rec, true, &problem, input, weight, output, accumulate),
@@ -430,6 +524,8 @@ pub fn backward_input_with(
         Variant::Plain => plain::backward_input(rec, &problem, d_output, weight, bias, d_input),
         Variant::Tile => tile::backward_input(rec, false, &problem, d_output, weight, bias, d_input),
         Variant::Sub8 => tile::backward_input(rec, true, &problem, d_output, weight, bias, d_input),
+        Variant::Simt(tile) => simt::backward_input(rec, tile, &problem, d_output, weight, bias, d_input),
+        Variant::Coop(tile) => coop::backward_input(rec, tile, &problem, d_output, weight, bias, d_input),
     }
 }
 
@@ -460,5 +556,7 @@ pub fn backward_weight_with(
         Variant::Plain => plain::backward_weight(rec, &problem, input, d_output, d_weight),
         Variant::Tile => tile::backward_weight(rec, false, &problem, input, d_output, d_weight),
         Variant::Sub8 => tile::backward_weight(rec, true, &problem, input, d_output, d_weight),
+        Variant::Simt(_) => simt::backward_weight(rec, &problem, input, d_output, d_weight),
+        Variant::Coop(tile) => coop::backward_weight(rec, tile, &problem, input, d_output, d_weight),
     }
 }

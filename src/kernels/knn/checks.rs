@@ -176,6 +176,7 @@ pub fn cases() -> Vec<Case> {
 mod tests {
     use super::super::{MAX_K, check, device_bytes, nearest};
     use super::*;
+    use crate::gpu::STAGING;
 
     #[test]
     fn tiles_are_bounded_for_the_largest_data_on_every_adapter() {
@@ -214,7 +215,9 @@ mod tests {
         let base: Vec<f32> = (0..n * width).map(feature).collect();
         let queries: Vec<f32> = [0, 40_000, n - 1].iter().flat_map(|&r| base[r * width..][..width].to_vec()).collect();
         let got = nearest(&ctx, &queries, &base, width, k).unwrap();
-        assert_eq!(ctx.memory().1, device_bytes(ctx.caps(), 3, n, width, k));
+        // Besides, what every readback goes through, and the kernels' parameters.
+        let besides = ctx.memory().1 - device_bytes(ctx.caps(), 3, n, width, k);
+        assert!((STAGING..STAGING + 4096).contains(&besides), "{besides}");
         let want = reference_nearest(&queries, &base, width, k);
         for (got, want) in got.iter().zip(&want) {
             assert_eq!((got.len(), got[0]), (k, (want[0].0, 0.0)));
