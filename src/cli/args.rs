@@ -7,6 +7,7 @@ use crate::config::Config;
 use crate::error::Result;
 use crate::files;
 use crate::gpu::Context;
+use crate::kernels::conv3d::with_proven_matrices;
 
 /// Options of every verb.
 #[derive(Debug)]
@@ -54,11 +55,17 @@ impl clap::Args for Common {
 impl Common {
     /// Opens the adapter; its compiled pipelines are kept in the user's cache.
     pub(super) fn context(&self) -> Result<Context> {
-        let ctx = Context::new(self.adapter.as_deref())?;
-        Ok(match files::cache_dir() {
-            Some(folder) => ctx.keep_pipelines(&folder),
-            None => ctx,
-        })
+        let ctx = with_proven_matrices(|| {
+            let ctx = Context::new(self.adapter.as_deref())?;
+            Ok(match files::cache_dir() {
+                Some(folder) => ctx.keep_pipelines(&folder),
+                None => ctx,
+            })
+        })?;
+        if let Some(why) = ctx.distrusted() {
+            tracing::warn!("{}: cooperative matrices are not used, they gave wrong numbers ({why})", ctx.caps().name);
+        }
+        Ok(ctx)
     }
 }
 

@@ -89,6 +89,11 @@ pub fn run(ctx: &Context, pair: Option<(&Path, &Path)>, on_row: &mut dyn FnMut(R
     let (weights, expected) = match pair {
         Some((w, e)) => (Source::read(w)?, Source::read(e)?),
         None => {
+            if let Some(why) = ctx.distrusted() {
+                let name = "conv3d on cooperative matrices".to_owned();
+                let failure = Some(format!("not used: {why}"));
+                keep(Row { part: Part::Kernel, name, count: 1, error: f64::INFINITY, tolerance: 0.0, failure, note: None });
+            }
             kernels(ctx, &mut keep)?;
             built_in()?
         }

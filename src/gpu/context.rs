@@ -70,6 +70,8 @@ pub struct Context {
     pub(super) queue: wgpu::Queue,
     pub(super) pipelines: Pipelines,
     pub(super) checked: bool,
+    /// Why cooperative matrices that the adapter lists are not used.
+    distrusted: Option<String>,
     /// Names the adapter for the pipeline cache, where the backend has one.
     cache_key: Option<String>,
     failure: Arc<Mutex<Option<String>>>,
@@ -261,6 +263,7 @@ impl Context {
             queue,
             pipelines: Pipelines::default(),
             checked,
+            distrusted: None,
             cache_key,
             failure,
             allocated: Arc::default(),
@@ -279,6 +282,19 @@ impl Context {
             self.pipelines = Pipelines::kept_in(folder, &self.device, key);
         }
         self
+    }
+
+    /// Plans without cooperative matrices from now on, because of `why`.
+    #[must_use]
+    pub fn without_matrices(mut self, why: String) -> Self {
+        self.caps.cooperative.clear();
+        self.distrusted = Some(why);
+        self
+    }
+
+    /// Why cooperative matrices that the adapter lists are not used, when they are not.
+    pub fn distrusted(&self) -> Option<&str> {
+        self.distrusted.as_deref()
     }
 
     /// What the adapter can do.

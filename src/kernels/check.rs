@@ -36,6 +36,8 @@ pub struct Case {
     pub variant: &'static str,
     /// How the activations of the case are stored.
     pub dtype: Dtype,
+    /// Bytes of workgroup memory that the case needs.
+    pub memory: u32,
     /// Shape and other particulars.
     pub what: String,
     body: Box<Body>,
@@ -55,13 +57,19 @@ impl Case {
         what: impl Into<String>,
         body: impl Fn(&Context) -> Result<Outcome> + Send + Sync + 'static,
     ) -> Self {
-        Self { kernel, variant, dtype: Dtype::F32, what: what.into(), body: Box::new(body) }
+        Self { kernel, variant, dtype: Dtype::F32, memory: 0, what: what.into(), body: Box::new(body) }
     }
 
     /// The case, of activations stored as `dtype`.
     #[must_use]
     pub fn stored(self, dtype: Dtype) -> Self {
         Self { dtype, ..self }
+    }
+
+    /// The case, which needs `memory` bytes of workgroup memory.
+    #[must_use]
+    pub fn within(self, memory: u32) -> Self {
+        Self { memory, ..self }
     }
 
     /// Kernel and variant, and how activations are stored where that is not in 32 bits.
@@ -71,7 +79,10 @@ impl Case {
 
     /// Why the case cannot be carried out on an adapter, if it cannot.
     pub fn beyond(&self, caps: &Caps) -> Option<&'static str> {
-        (self.dtype == Dtype::F16 && !caps.f16).then_some("the adapter has no 16-bit floats in shaders")
+        if self.dtype == Dtype::F16 && !caps.f16 {
+            return Some("the adapter has no 16-bit floats in shaders");
+        }
+        (caps.workgroup_memory < self.memory).then_some("the adapter has too little workgroup memory")
     }
 
     /// Carries the case out.

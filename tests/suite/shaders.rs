@@ -9,10 +9,10 @@ use naga::back::{hlsl, msl, pipeline_constants, spv};
 use semantic_genesis::bench::probe;
 use semantic_genesis::config::{Activation, Norm, Precision, Variant};
 use semantic_genesis::error::Result;
-use semantic_genesis::gpu::{BufferId, Caps, Dispatch, Dtype, Kind, Recorder, View, reflect};
+use semantic_genesis::gpu::{BufferId, Caps, Choices, Dispatch, Dtype, Kind, Recorder, View, reflect};
 use semantic_genesis::graph::Graph;
 use semantic_genesis::kernels::check::DTYPES;
-use semantic_genesis::kernels::conv3d::{self, Geom, Input, Output, Source};
+use semantic_genesis::kernels::conv3d::{self, Geom, Input, Output, Pass, Problem, Source};
 use semantic_genesis::kernels::transform::{self, Geometry, Sample};
 use semantic_genesis::kernels::{activation, elementwise, knn, loss, optimiser, pool, prelu, reduce, upsample};
 use semantic_genesis::model::{Mode, Spec};
@@ -37,6 +37,100 @@ fn adapters() -> Vec<Caps> {
         },
         base,
     ]
+}
+
+/// Adapters that products through workgroup memory differ on: little memory, a large GPU with matrices of 16, one with pieces of 8.
+fn product_adapters() -> Vec<Caps> {
+    let gpu = Caps { kind: Kind::Discrete, f16: true, subgroup_min: 32, subgroup_max: 32, workgroup_memory: 48 << 10, ..Caps::minimal() };
+    vec![
+        Caps { f16: true, ..Caps::minimal() },
+        Caps { cooperative: vec![16], backend: "vulkan".into(), ..gpu.clone() },
+        Caps { cooperative: vec![8], backend: "metal".into(), workgroup_memory: 32 << 10, ..gpu },
+    ]
+}
+
+/// Every variant of products through workgroup memory, over one source and two, with everything fused and with nothing.
+fn products(caps: &Caps, into: &mut Collection) {
+    let shapes = [
+        (4, [64, 64, 32], 192, 64, [3; 3], [1; 3], [1; 3]),
+        (2, [8, 8, 4], 256, 512, [3; 3], [1; 3], [1; 3]),
+        (2, [3, 5, 7], 8, 12, [3; 3], [1; 3], [1; 3]),
+        (2, [4, 6, 8], 16, 20, [2; 3], [2; 3], [0; 3]),
+        (1, [1, 9, 40], 24, 72, [1, 5, 3], [1, 2, 2], [0, 2, 1]),
+        (2, [3, 1, 5], 64, 96, [1; 3], [1; 3], [0; 3]),
+    ];
+    let mut names = BTreeSet::new();
+    for (batch, input, ci, co, kernel, stride, padding) in shapes {
+        let g = Geom::new(batch, input, ci, co, kernel, stride, padding).unwrap();
+        let (x, y) = (batch * input.iter().product::<usize>() * ci, batch * g.output().iter().product::<usize>() * co);
+        let w = view(2, g.weight_len());
+        let (all, half) = (g.whole(), Source { first: ci / 2, channels: ci / 2 });
+        for (dtype, fused) in [(Dtype::F32, false), (Dtype::F16, true)] {
+            let stored = |id, n| View::typed(BufferId(id), n, dtype);
+            let norm = |s: Source| fused.then(|| view(5, 3 * s.channels));
+            let read = |s: Source| Input { source: s, view: stored(4, x / ci * s.channels), norm: norm(s) };
+            for pass in Pass::ALL {
+                let problem = |source| Problem { pass, geom: g, source, input: dtype, output: dtype };
+                for variant in
+                    problem(all).candidates(caps).into_iter().filter(|v| matches!(v, conv3d::Variant::Simt(_) | conv3d::Variant::Coop(_)))
+                {
+                    names.insert(variant.name());
+                    let choices = [all, half].map(|s| (problem(s).key(), variant.name().to_owned()));
+                    let mut rec = Recorder::tuned(caps, &Choices::new(choices.into()));
+                    match pass {
+                        Pass::Forward => {
+                            let lower = Source { first: 0, ..half };
+                            for inputs in [vec![read(all)], vec![read(lower), read(half)]] {
+                                let partials = conv3d::statistics_partials(&rec, &g, &inputs, dtype).unwrap();
+                                let (bias, statistics) = (fused.then(|| view(3, co)), fused.then(|| view(6, partials * 3 * co)));
+                                let output = Output { view: stored(1, y), bias, statistics };
+                                let before = rec.dispatches.len();
+                                conv3d::forward(&mut rec, &g, &inputs, w, &output).unwrap();
+                                let runs = rec.dispatches[before..].iter().filter(|d| d.label.ends_with("forward"));
+                                assert_eq!(runs.clone().map(|d| &d.source).collect::<BTreeSet<_>>().len(), 1, "sources are read at once");
+                            }
+                        }
+                        Pass::InputGrad => {
+                            let bias = fused.then(|| view(3, ci));
+                            conv3d::backward_input(&mut rec, &g, all, stored(1, y), w, bias, stored(0, x)).unwrap();
+                        }
+                        Pass::WeightGrad => conv3d::backward_weight(&mut rec, &g, read(all), stored(1, y), w).unwrap(),
+                    }
+                    rec.dispatches.iter().for_each(|d| assert_fits(caps, d));
+                    into.take(rec.dispatches);
+                }
+            }
+        }
+    }
+    let matrices = names.iter().filter(|n| n.starts_with("coop")).count();
+    assert!(names.len() - matrices >= 4 && (matrices > 3) != caps.cooperative.is_empty(), "{}: {names:?}", caps.backend);
+}
+
+/// The twins of products on cooperative matrices.
+fn twins(caps: &Caps, into: &mut Collection) {
+    let g = Geom::new(2, [3, 5, 7], 8, 12, [3; 3], [1; 3], [1; 3]).unwrap();
+    let stored = |id, n| View::typed(BufferId(id), n, Dtype::F16);
+    let (x, y, w) = (stored(0, 210 * 8), stored(1, 210 * 12), view(2, g.weight_len()));
+    for twin in conv3d::twins() {
+        let weight = twin.name().contains("weight");
+        into.record(caps, |rec| match weight {
+            true => conv3d::backward_weight_with(rec, twin, &g, Input::plain(g.whole(), x), y, w),
+            false => conv3d::forward_with(rec, twin, &g, Input::plain(g.whole(), x), w, &Output::plain(y), false),
+        });
+    }
+}
+
+/// A dispatch must keep to the adapter's workgroup memory, to 256 invocations and to its storage buffers.
+fn assert_fits(caps: &Caps, d: &Dispatch) {
+    let r = reflect(&d.label, &d.source).unwrap();
+    let mut layouter = naga::proc::Layouter::default();
+    layouter.update(r.module.to_ctx()).unwrap();
+    let shared = r.module.global_variables.iter().filter(|(_, v)| v.space == naga::AddressSpace::WorkGroup);
+    let bytes: u32 = shared.map(|(_, v)| layouter[v.ty].size.next_multiple_of(16)).sum();
+    let size = r.module.entry_points.iter().find(|e| e.name == d.entry).unwrap().workgroup_size;
+    assert!(bytes <= caps.workgroup_memory, "{}: {bytes} bytes of {}", d.label, caps.workgroup_memory);
+    assert!(size.iter().product::<u32>() <= 256, "{}: {size:?} invocations", d.label);
+    assert!(d.bindings.len() <= caps.max_storage_buffers as usize, "{}: {} buffers", d.label, d.bindings.len());
 }
 
 /// Distinct (text, entry point) pairs with a label each.
@@ -239,6 +333,10 @@ fn everything() -> Collection {
         grids(caps, &mut out);
         out.take(probe::dispatches(caps));
     }
+    for caps in &product_adapters() {
+        products(caps, &mut out);
+    }
+    twins(&product_adapters()[1], &mut out);
     out
 }
 
@@ -254,10 +352,18 @@ fn translate(label: &str, source: &str, entry: &str) -> Result<(), String> {
     let words = spv::write_vec(&module, &info, &options, Some(&point)).map_err(|e| format!("SPIR-V: {e}"))?;
     let options = msl::Options { lang_version: (2, 4), fake_missing_bindings: true, ..Default::default() };
     let point = msl::PipelineOptions { entry_point: Some((stage, entry.to_owned())), ..Default::default() };
+    let matrices = |side| source.contains(&format!("coop_mat{side}x{side}<"));
+    if matrices(16) {
+        // Neither Metal nor Direct3D has these.
+        return if words.is_empty() { Err("a translation is empty".into()) } else { Ok(()) };
+    }
     let (metal, names) = msl::write_string(&module, &info, &options, &point).map_err(|e| format!("MSL: {e}"))?;
     names.entry_point_names.into_iter().collect::<Result<Vec<_>, _>>().map_err(|e| format!("MSL: {e}"))?;
     // HLSL has no cooperative matrices.
     if source.contains("enable wgpu_cooperative_matrix;") {
+        return if words.is_empty() || metal.is_empty() { Err("a translation is empty".into()) } else { Ok(()) };
+    }
+    if matrices(8) {
         return if words.is_empty() || metal.is_empty() { Err("a translation is empty".into()) } else { Ok(()) };
     }
     let options = hlsl::Options { shader_model: hlsl::ShaderModel::V6_0, fake_missing_bindings: true, ..Default::default() };

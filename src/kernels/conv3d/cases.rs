@@ -152,8 +152,8 @@ impl std::fmt::Display for Extras {
 
 /// Error allowed of a weight gradient.
 fn sum_tolerance(variant: Variant) -> f64 {
-    // Matrix instructions take factors rounded to halves.
-    if matches!(variant, Variant::Coop(_)) { 1e-3 } else { 2e-5 }
+    // Matrix instructions take factors rounded to halves, normalised ones after the fact.
+    if matches!(variant, Variant::Coop(_)) { 3e-3 } else { 2e-5 }
 }
 
 fn problem(pass: Pass, g: &Geom, source: Source, dtype: Dtype) -> Problem {
@@ -451,7 +451,7 @@ mod tests {
     /// One sample that is too much for one dispatch becomes several, which together are the whole grid.
     #[test]
     fn long_dispatches_are_cut() {
-        let caps = crate::gpu::Caps { max_binding: 2 << 30, ..crate::gpu::Caps::minimal() };
+        let caps = Caps { max_binding: 2 << 30, ..Caps::minimal() };
         let g = Geom::new(1, [128, 128, 64], 128, 64, [3; 3], [1; 3], [1; 3]).unwrap();
         let mut rec = Recorder::new(&caps);
         let [x, w, y] = [128 << 20, g.weight_len(), 64 << 20].map(|n| crate::gpu::View::whole(crate::gpu::BufferId(0), n));
@@ -489,7 +489,7 @@ mod tests {
 
     #[test]
     fn choices_are_named_and_followed_where_they_can_be() {
-        let caps = crate::gpu::Caps { subgroup_min: 8, subgroup_max: 8, int64: true, ..crate::gpu::Caps::minimal() };
+        let caps = Caps { subgroup_min: 8, subgroup_max: 8, int64: true, ..Caps::minimal() };
         let g = Geom::new(1, [32; 3], 32, 64, [3; 3], [1; 3], [1; 3]).unwrap();
         let p = problem(Pass::Forward, &g, g.whole(), Dtype::F32);
         assert_eq!(p.key(), "conv3d forward 32>64 1x32x32x32 k3 s1 p1 f32");

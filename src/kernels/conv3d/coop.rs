@@ -75,10 +75,12 @@ fn fragments(caps: &Caps) -> Option<Fragments> {
 }
 
 impl Tile {
-    /// The same arrangement of subgroups in plain arithmetic, two by two fragments of `side` each.
+    /// The same arrangement of subgroups in plain arithmetic with fragments of `side`, up to two by two for each, as many as fit the workgroup
+    /// memory of a processor's adapter.
     #[must_use]
     pub(super) fn twin(self, side: usize) -> Self {
-        Self { twin: Some(side), units: [side / 8; 2], ..self }
+        let most = if self.subgroups() > 4 { [1, side / 8] } else { [side / 8; 2] };
+        Self { twin: Some(side), units: [0, 1].map(|a| self.units[a].min(most[a])), ..self }
     }
 
     /// The name, with the side of a twin's fragments.
@@ -223,7 +225,7 @@ impl Plan {
         let (mut places, mut begin) = (Block::default(), Block::default());
         for i in 0..cells.div_ceil(threads) {
             places.line(format!("    let v{i} = place(min((t + {}u) / (LOT / 4u), HALO_SLOTS - 1u), n, origin);", i * threads));
-            begin.line(format!("    var f{i} = Elem4();"));
+            begin.line(format!("    var got{i} = Elem4();"));
         }
         for m in 0..frags[0] {
             begin.line(format!("    let c{m} = corner(side_m * FRAGS_M + {m}u); let home{m} = home_of(c{m});"));
@@ -385,10 +387,10 @@ fn staging(inputs: &[Input], cells: usize, threads: usize) -> (Block, Block) {
             keep.line(format!("let mean = {norm}[k]; let factor = {norm}[CHANNELS4_{i} + k]; let shift = {norm}[2u * CHANNELS4_{i} + k];"));
         }
         for s in 0..cells.div_ceil(threads) {
-            fetch.line(format!("f{s} = {name}[v{s}.voxel * CHANNELS4_{i} + k];"));
+            fetch.line(format!("got{s} = {name}[v{s}.voxel * CHANNELS4_{i} + k];"));
             let x = match input.norm {
-                Some(_) => format!("vec4<f16>(max((vec4<f32>(f{s}) - mean) * factor + shift, vec4<f32>()))"),
-                None => format!("vec4<f16>(f{s})"),
+                Some(_) => format!("vec4<f16>(max((vec4<f32>(got{s}) - mean) * factor + shift, vec4<f32>()))"),
+                None => format!("vec4<f16>(got{s})"),
             };
             let at = s * threads;
             let guard = if at + threads > cells { format!("if t + {at}u < INPUT_CELLS ") } else { String::new() };
@@ -577,13 +579,13 @@ impl WeightPlan {
         for i in 0..inputs.div_ceil(threads) {
             let at = i * threads;
             places.line(format!("    let x{i} = min((t + {at}u) / DEEP4, REACH - 1u);"));
-            begin.line(format!("    var f{i} = Elem4(); var inside{i} = false;"));
+            begin.line(format!("    var got{i} = Elem4(); var inside{i} = false;"));
             fetch.line(format!("let at{i} = i32(segment.first * STRIDE_R + x{i}) - i32(PAD_R);"));
             fetch.line(format!("inside{i} = at{i} >= 0 && at{i} < i32(GRID_R) && x_live;"));
-            fetch.line(format!("f{i} = input[(segment.x + u32(clamp(at{i}, 0, i32(GRID_R) - 1)) * READ_R) * CI4 + x_quad];"));
+            fetch.line(format!("got{i} = input[(segment.x + u32(clamp(at{i}, 0, i32(GRID_R) - 1)) * READ_R) * CI4 + x_quad];"));
             let x = match input.norm {
-                Some(_) => format!("vec4<f16>(max((vec4<f32>(f{i}) - mean) * factor + shift, vec4<f32>()))"),
-                None => format!("vec4<f16>(f{i})"),
+                Some(_) => format!("vec4<f16>(max((vec4<f32>(got{i}) - mean) * factor + shift, vec4<f32>()))"),
+                None => format!("vec4<f16>(got{i})"),
             };
             let guard = if at + threads > inputs { format!("if t + {at}u < INPUT_CELLS ") } else { String::new() };
             keep.line(format!("{guard}{{ put_b(x{i} * (ROW_STEP / 4u) + t % DEEP4, select(vec4<f16>(), {x}, inside{i})); }}"));

@@ -2,8 +2,8 @@
 //!
 //! Weights are `[kd, kh, kw, C_out, C_in]` here and PyTorch's `[C_out, C_in, kd, kh, kw]` in
 //! files. A transposed convolution is the input gradient of the convolution it is adjoint to,
-//! so it needs no kernels of its own. Several concatenated sources are handled one after the
-//! other: each is a range of the weight's input channels.
+//! so it needs no kernels of its own. Concatenated sources are each a range of the weight's input
+//! channels; two are read at once where the variant can, others one after the other.
 //!
 //! What stands around a convolution can be done by it: an input may be the unnormalised output of an earlier layer,
 //! whose batch norm and ReLU are then applied as it is read ([`Input::norm`]), and the partial statistics for the batch
@@ -23,7 +23,7 @@ mod tile;
 pub use cases::{cases, reference_backward_input, reference_backward_weight, reference_forward};
 
 use crate::error::{Error, Result};
-use crate::gpu::{Caps, Dtype, Kind, Recorder, View};
+use crate::gpu::{Caps, Context, Dtype, Kind, Recorder, View};
 use crate::kernels::sample_parts;
 
 /// Geometry of a convolution, checked.
@@ -225,7 +225,7 @@ impl Problem {
         let flat = Self { geom: self.geom.flattened(), ..*self };
         let mut out: Vec<Variant> = coop::candidates(caps, &flat).into_iter().map(Variant::Coop).collect();
         // On a processor workgroup memory is only a detour.
-        if caps.kind != Kind::Cpu {
+        if caps.kind != Kind::Cpu && !caps.subgroup8() {
             out.extend(simt::candidates(caps, &flat).into_iter().map(Variant::Simt));
         }
         if tile::fits(self) {
@@ -263,6 +263,30 @@ fn name_of(dtype: Dtype) -> &'static str {
         Dtype::F32 => "f32",
         Dtype::F16 => "f16",
     }
+}
+
+/// Opens a device, and uses its cooperative matrices only if all kernels that would run on them give the reference's numbers there;
+/// otherwise [`Context::distrusted`] says what they gave.
+///
+/// # Errors
+/// As `open`.
+pub fn with_proven_matrices(open: impl Fn() -> Result<Context>) -> Result<Context> {
+    let ctx = open()?;
+    if ctx.caps().cooperative.is_empty() {
+        return Ok(ctx);
+    }
+    Ok(match product_cases::probe(&ctx) {
+        None => ctx,
+        // A device that has reported a failure goes on reporting it.
+        Some(why) if ctx.check().is_err() => open()?.without_matrices(why),
+        Some(why) => ctx.without_matrices(why),
+    })
+}
+
+/// Variants that compute with matrix fragments in plain arithmetic: for tests of the texts that the real ones share with them.
+pub fn twins() -> Vec<Variant> {
+    let tiles = coop::TILES.into_iter().chain([coop::WEIGHT]);
+    tiles.flat_map(|tile| [16, 8].map(|side| Variant::Coop(tile.twin(side)))).collect()
 }
 
 impl Geom {
@@ -350,7 +374,7 @@ impl Geom {
 /// `output = conv(sources, weight) + bias`; `inputs` are concatenated along channels.
 ///
 /// Shapes: source `[N, D, H, W, c]`, weight `[kd, kh, kw, C_out, C_in]`, bias `[C_out]`, output `[N, OD, OH, OW, C_out]`.
-/// With several sources the sums so far are kept in the output, as it is stored.
+/// Where several sources are not read at once, the sums so far are kept in the output, as it is stored.
 ///
 /// # Errors
 /// [`crate::error::Error::ExceedsLimit`] when one sample does not fit a binding.

@@ -2,8 +2,8 @@
 //! twins in plain arithmetic of those on cooperative matrices, with either size of fragments. Any adapter runs them.
 
 use super::cases::{Extras, backward_input_case, backward_weight_case, forward_case, runs_case, sources_of};
-use super::{Geom, Pass, Variant, coop, simt};
-use crate::gpu::Dtype;
+use super::{Geom, Pass, Problem, Variant, coop, simt};
+use crate::gpu::{Context, Dtype};
 use crate::kernels::check::Case;
 
 /// A shape: batch, grid, channels of each source, output channels, kernel, stride, padding.
@@ -36,11 +36,12 @@ impl Cases {
         for &pass in passes {
             let what = format!("{batch}×{input:?} {counts:?}→{co} kernel {kernel:?} stride {stride:?} padding {padding:?}{extras}");
             let s = sources_of(counts);
-            self.0.push(match pass {
+            let case = match pass {
                 Pass::Forward => Case::new("conv3d", "forward", what, move |ctx| forward_case(ctx, &g, &s, extras)),
                 Pass::InputGrad => Case::new("conv3d", "backward_input", what, move |ctx| backward_input_case(ctx, &g, &s, extras)),
                 Pass::WeightGrad => Case::new("conv3d", "backward_weight", what, move |ctx| backward_weight_case(ctx, &g, &s, extras)),
-            });
+            };
+            self.0.push(case.stored(extras.dtype).within(extras.memory.unwrap_or(32 << 10)));
         }
     }
 }
@@ -94,10 +95,26 @@ pub(super) fn cases() -> Vec<Case> {
     {
         if let Ok(g) = Geom::new(2, [3, 2, 7], 16, 24, [3; 3], [1; 3], [1; 3]) {
             let what = format!("2×[3, 2, 7] [16]→24 {}", tile.full_name());
-            out.0.push(Case::new("conv3d", "runs", what, move |ctx| runs_case(ctx, &g, &[(tile, weight)])));
+            out.0.push(Case::new("conv3d", "runs", what, move |ctx| runs_case(ctx, &g, &[(tile, weight)])).within(32 << 10));
         }
     }
     out.0
+}
+
+/// Carries out every tile that an adapter's cooperative matrices are offered for, and says what is wrong with the numbers, if something is:
+/// factors are random, so that a product whose operands are turned or swapped is found.
+pub(super) fn probe(ctx: &Context) -> Option<String> {
+    let Ok(g) = Geom::new(1, [3, 4, 17], 24, 72, [3; 3], [1; 3], [1; 3]) else { return None };
+    let sources = sources_of(&[24]);
+    let of = |pass| Problem { pass, geom: g, source: g.whole(), input: Dtype::F16, output: Dtype::F16 };
+    let extras = |tile| Extras { bias: true, fused: true, dtype: Dtype::F16, only: Some(Variant::Coop(tile)), ..Extras::default() };
+    let forward = coop::candidates(ctx.caps(), &of(Pass::Forward)).into_iter().map(|t| (t, forward_case(ctx, &g, &sources, extras(t))));
+    let weight =
+        coop::candidates(ctx.caps(), &of(Pass::WeightGrad)).into_iter().map(|t| (t, backward_weight_case(ctx, &g, &sources, extras(t))));
+    forward.chain(weight).find_map(|(tile, outcome)| match outcome {
+        Ok(o) => o.failure.map(|f| format!("{}: {f}", tile.name)),
+        Err(e) => Some(format!("{}: {e}", tile.name)),
+    })
 }
 
 #[cfg(test)]

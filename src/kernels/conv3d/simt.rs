@@ -143,7 +143,7 @@ impl Plan {
         let (mut places, mut begin) = (Block::default(), Block::default());
         for i in 0..staged {
             places.line(format!("    let v{i} = place(min((t + {}u) / LOT4, HALO_SLOTS - 1u), n, origin);", i * threads));
-            begin.line(format!("    var f{i} = Elem4();"));
+            begin.line(format!("    var got{i} = Elem4();"));
         }
         for i in 0..weights {
             begin.line(format!("    var g{i} = vec4<f32>();"));
@@ -172,8 +172,8 @@ impl Plan {
                 ));
             }
             for s in 0..staged {
-                fetch_input.line(format!("f{s} = {name}[v{s}.voxel * CHANNELS4_{i} + k];"));
-                let x = format!("vec4<f32>(f{s})");
+                fetch_input.line(format!("got{s} = {name}[v{s}.voxel * CHANNELS4_{i} + k];"));
+                let x = format!("vec4<f32>(got{s})");
                 let x = if operand.norm.is_some() { format!("max(({x} - mean) * factor + shift, vec4<f32>())") } else { x };
                 let guard =
                     if (s + 1) * threads > self.input_cells() { format!("if t + {}u < INPUT_CELLS ", s * threads) } else { String::new() };
@@ -439,11 +439,11 @@ impl WeightPlan {
         let (inputs, grads) = (self.input_cells().div_ceil(threads), self.grad_cells().div_ceil(threads));
         for i in 0..inputs {
             places.line(format!("    let x{i} = min((t + {}u) / DEEP4, REACH - 1u);", i * threads));
-            begin.line(format!("    var f{i} = Elem4(); var inside{i} = false;"));
+            begin.line(format!("    var got{i} = Elem4(); var inside{i} = false;"));
             fetch.line(format!("let at{i} = i32(segment.first * STRIDE_R + x{i}) - i32(PAD_R);"));
             fetch.line(format!("inside{i} = at{i} >= 0 && at{i} < i32(GRID_R) && x_live;"));
-            fetch.line(format!("f{i} = input[(segment.x + u32(clamp(at{i}, 0, i32(GRID_R) - 1)) * READ_R) * CI4 + x_quad];"));
-            let x = format!("vec4<f32>(f{i})");
+            fetch.line(format!("got{i} = input[(segment.x + u32(clamp(at{i}, 0, i32(GRID_R) - 1)) * READ_R) * CI4 + x_quad];"));
+            let x = format!("vec4<f32>(got{i})");
             let x = if input.norm.is_some() { format!("max(({x} - mean) * factor + shift, vec4<f32>())") } else { x };
             let guard =
                 if (i + 1) * threads > self.input_cells() { format!("if t + {}u < INPUT_CELLS ", i * threads) } else { String::new() };
