@@ -1,20 +1,18 @@
 // Streams over a working set of 2^k vectors: copying, reading, writing; and the smallest dispatch that depends on another.
 // uses: grid
+// expects: LANES
 // Group g begins at g · span and moves on by `step` each round, within `inner` of its beginning and `outer` of the whole.
 struct Params { groups: u32, rounds: u32, span: u32, step: u32, inner: u32, outer: u32 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> input: array<vec4<f32>>;           // [outer + 1]
 @group(0) @binding(2) var<storage, read_write> output: array<vec4<f32>>;    // [outer + 1]
 
-const LANES: u32 = 64u;
-const TURNS: u32 = 4u;
-
 fn place(group: u32, round: u32, lane: u32) -> u32 {
     return ((min(group, params.groups - 1u) * params.span + ((round * params.step) & params.inner)) & params.outer) + lane;
 }
 
 @compute @workgroup_size(LANES)
-fn copy(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn copying(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let group = flat_group(wg, count);
     for (var r = 0u; r < params.rounds; r++) {
         let i = place(group, r, lane);
@@ -30,7 +28,7 @@ fn copy(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: ve
 }
 
 @compute @workgroup_size(LANES)
-fn read(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn reading(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let group = flat_group(wg, count);
     var a = vec4<f32>();
     var b = vec4<f32>();
@@ -45,7 +43,7 @@ fn read(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: ve
 }
 
 @compute @workgroup_size(LANES)
-fn write(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn writing(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let group = flat_group(wg, count);
     for (var r = 0u; r < params.rounds; r++) {
         let i = place(group, r, lane);

@@ -25,16 +25,13 @@ fn element(row: u32, column: u32, tap: u32) -> f32 {
     return weight[(column / p.columns * p.co + row) * p.ci_total + p.c0 + column % p.columns];
 }
 
-// Output channels 4r to 4r + 3 of the block for one input channel and tap: vec4 i of a body.
-fn body_vector(i: u32, lot: u32, kh: u32, kd: u32, block: u32) -> vec4<f32> {
+// Number n of vec4 i of a body: output channel 4r + n of the block for one input channel and tap.
+fn number(i: u32, n: u32, lot: u32, kh: u32, kd: u32, block: u32) -> f32 {
     let quads = p.wide / 4u;
-    if i >= p.lot * p.bkw * quads { return vec4<f32>(); }
-    let r = i % quads;
+    if i >= p.lot * p.bkw * quads { return 0.0; }
     let kw = (i / quads) % p.bkw;
     let row = lot * p.lot + i / (quads * p.bkw);
-    let column = block * p.wide + r * 4u;
-    let tap = (kd * p.bkh + kh) * p.bkw + kw;
-    return vec4<f32>(element(row, column, tap), element(row, column + 1u, tap), element(row, column + 2u, tap), element(row, column + 3u, tap));
+    return element(row, block * p.wide + i % quads * 4u + n, (kd * p.bkh + kh) * p.bkw + kw);
 }
 
 @compute @workgroup_size(64)
@@ -48,12 +45,17 @@ fn pack(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: ve
         let kd = (id / (p.body * groups * p.bkh)) % p.bkd;
         let block = id / (p.body * groups * p.bkh * p.bkd);
         if PAIRED {
-            let first = i / 16u * 16u + i % 16u / 2u;
-            let a = body_vector(first, lot, kh, kd, block);
-            let b = body_vector(first + 8u, lot, kh, kd, block);
-            packed[id] = select(vec4<f32>(a.z, b.z, a.w, b.w), vec4<f32>(a.x, b.x, a.y, b.y), i % 2u == 0u);
+            let a = i / 16u * 16u + i % 16u / 2u;
+            let n = i % 2u * 2u;
+            packed[id] = vec4<f32>(
+                number(a, n, lot, kh, kd, block), number(a + 8u, n, lot, kh, kd, block),
+                number(a, n + 1u, lot, kh, kd, block), number(a + 8u, n + 1u, lot, kh, kd, block),
+            );
         } else {
-            packed[id] = body_vector(i, lot, kh, kd, block);
+            packed[id] = vec4<f32>(
+                number(i, 0u, lot, kh, kd, block), number(i, 1u, lot, kh, kd, block),
+                number(i, 2u, lot, kh, kd, block), number(i, 3u, lot, kh, kd, block),
+            );
         }
     }
 }

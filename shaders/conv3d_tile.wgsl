@@ -7,7 +7,7 @@
 // uses: grid, group_sum
 // expects: Elem; Read, Written (Elem and vec4<f32> as stored); Weight (as loaded); LANES, D, H, W, OD, OH, OW, WB (tiles per
 // row), CIN (Elems per input voxel), CO4, KD, KH, SD, SH, SW, PD, PH, PW, BODY (Weights per block, kd, kh, Elem), BLOCKS;
-// FD, FH, FW: each output goes to its FD×FH×FW block, the tap chosen by the channel block (1, 1, 1 otherwise)
+// TURNS: Elems of a body; FD, FH, FW: each output goes to its FD×FH×FW block, the tap chosen by the channel block (1, 1, 1 otherwise)
 struct Params { samples: u32, first: u32, last: u32, first_partial: u32 }   // workgroups [first, last) of the whole grid
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> input: array<Read>;                // [N, D, H, W, CIN]
@@ -46,7 +46,7 @@ struct Params { samples: u32, first: u32, last: u32, first_partial: u32 }   // w
             let line = ((n * D + dc) * H + hc) * W * CIN;
             let inside = i32(dc) == d && i32(hc) == h;
 //@bound
-            for (var c = 0u; c < bound; c++) {
+            for (var c = 0u; c < bound; c += TURNS) {
                 let row = line + c;
                 let k = (((block * KD + kd) * KH + kh) * CIN + c) * BODY;
 //@body

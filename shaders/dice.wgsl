@@ -1,7 +1,7 @@
 // Soft Dice loss 1 - (2 I + 1) / (S + 1) with I = sum(p g), S = sum(p) + sum(g), computed as
 // D / (S + 1) with D = S - 2 I = sum(p (1 - g) + g (1 - p)), which does not cancel.
 // uses: grid, group_sum
-// expects: Elem (f32 or vec4<f32>)
+// expects: Elem (f32 or vec4<f32>), TURNS (values of an invocation)
 struct Params {
     n: u32,                                                             // elements of type Elem; total: partial sums
     first: u32,                                                         // partial: place of the first partial sum
@@ -25,8 +25,8 @@ fn partial(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count:
     var differ = Elem();
     var size = Elem();
     var overlap = Elem();
-    for (var j = 0u; j < 16u; j++) {
-        let i = (group * 16u + j) * 64u + t;
+    for (var j = 0u; j < TURNS; j++) {
+        let i = (group * TURNS + j) * 64u + t;
         if i < params.n {
             let p = prob[i];
             let g = goal[i];
@@ -36,7 +36,7 @@ fn partial(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count:
         }
     }
     let sum = group_sum(vec4<f32>(sum_of(differ), sum_of(size), sum_of(overlap), 0.0), t);
-    if t == 0u && group * 1024u < params.n { part[params.first + group] = sum; }
+    if t == 0u && group * (64u * TURNS) < params.n { part[params.first + group] = sum; }
 }
 
 fn total(t: u32) -> vec4<f32> {
@@ -64,8 +64,8 @@ fn backward(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count
     let sum = totals[0];
     let factor = d_output[0] / (sum.y + 1.0);
     let level = (2.0 * sum.z + 1.0) / (sum.y + 1.0);
-    for (var j = 0u; j < 16u; j++) {
-        let i = (group * 16u + j) * 64u + t;
+    for (var j = 0u; j < TURNS; j++) {
+        let i = (group * TURNS + j) * 64u + t;
         if i < params.n { d_prob[i] = factor * (Elem(level) - 2.0 * goal[i]); }
     }
 }

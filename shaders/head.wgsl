@@ -33,7 +33,8 @@ const STRIDE: u32 = VECTORS + 2u;
 // Voxels whose weight gradient a workgroup adds up side by side.
 const SIDE: u32 = LANES / VECTORS;
 
-var<workgroup> slopes: array<f32, LANES>;
+// Gradients of a tile's logits, then zeros.
+var<workgroup> slopes: array<f32, 2u * LANES>;
 var<workgroup> tile: array<Elem, LANES>;
 
 //@sum_of
@@ -85,6 +86,9 @@ fn train(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: v
     let run = run(group);
     let row = t / VECTORS;
     let c = t - row * VECTORS;
+    // Invocations without a channel vector of their own find zeros.
+    let first = select(row, LANES, row >= SIDE);
+    slopes[LANES + t] = 0.0;
     let n = norm_of(c, VECTORS);
     let factor = d_loss[params.first + min(group / params.parts, params.batch - 1u)] * params.inverse;
     var own = vec4<f32>();
@@ -103,8 +107,9 @@ fn train(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: v
         }
         slopes[t] = d;
         workgroupBarrier();
-        if row < SIDE {
-            for (var j = row; j < LANES; j += SIDE) { gradient += load(min(start + j, run.last) * VECTORS + c, n) * slopes[j]; }
+        for (var k = 0u; k < (LANES + SIDE - 1u) / SIDE; k++) {
+            let j = first + k * SIDE;
+            gradient += load(min(start + j, run.last) * VECTORS + c, n) * slopes[min(j, 2u * LANES - 1u)];
         }
         workgroupBarrier();
     }

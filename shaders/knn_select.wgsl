@@ -2,9 +2,10 @@
 // Candidates are ordered by the pair (bits of the distance, index), so ties go to the smaller
 // index and no two are equal. Digits of 8 bits of that pair, from the highest in which distances
 // differ, narrow the candidates down (radix selection) until those left fit the tile in
-// workgroup memory, where they are sorted (bitonic network, two steps a pass).
+// workgroup memory, where they are put in order. What bounds them beforehand and how they are put
+// in order depends on the adapter: knn_select_bound, knn_select_rank, knn_select_bitonic.
 // uses: grid
-// expects: Elem (f32 or vec4<f32>), STEP (components of Elem), LANES (invocations, 8 to 256)
+// expects: Elem (f32 or vec4<f32>), STEP (components of Elem), LANES (invocations, 8 to 256), PAIRS (room for candidates, at least 64)
 struct Params {
     rows: u32,
     width: u32,                                                         // elements of type Elem in a row of distances
@@ -12,7 +13,7 @@ struct Params {
     k: u32,                                                             // length of a row of the lists
     filled: u32,                                                        // how many of them are valid
     keep: u32,                                                          // how many will be: min(k, filled + columns)
-    size: u32,                                                          // power of two, keep <= size <= 1024
+    size: u32,                                                          // candidates that are put in order: keep <= size <= PAIRS, a power of two
 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> distance: array<Elem>;                 // [rows, width], none negative
@@ -23,7 +24,7 @@ const BINS: u32 = 256u / LANES;                                         // of th
 var<workgroup> histogram: array<atomic<u32>, 256>;
 var<workgroup> tile_sum: array<u32, LANES>;
 var<workgroup> tile_range: array<vec3<u32>, LANES>;
-var<workgroup> tile_pair: array<vec2<u32>, 1024>;
+var<workgroup> tile_pair: array<vec2<u32>, PAIRS>;
 var<workgroup> tile_count: atomic<u32>;
 // What one invocation found for all: smallest and largest distance and number of candidates;
 // then digit, candidates below it and with it.
@@ -63,41 +64,9 @@ fn listed(at: u32) -> vec2<u32> {
     return vec2<u32>(bitcast<u32>(best_distance[at]), best_index[at]);
 }
 
-// One step of the network over pairs `gap` apart.
-fn exchange(span: u32, gap: u32, t: u32) {
-    for (var i = t; i < params.size / 2u; i += LANES) {
-        let at = 2u * (i - i % gap) + i % gap;
-        let p = tile_pair[at];
-        let q = tile_pair[at + gap];
-        let swap = before(q, p) == ((at & span) == 0u);
-        tile_pair[at] = select(p, q, swap);
-        tile_pair[at + gap] = select(q, p, swap);
-    }
-}
-
-// Two steps at once, over pairs 2 `gap` and then `gap` apart.
-fn exchange_twice(span: u32, gap: u32, t: u32) {
-    for (var i = t; i < params.size / 4u; i += LANES) {
-        let at = 4u * (i - i % gap) + i % gap;
-        let up = (at & span) == 0u;
-        let p0 = tile_pair[at];
-        let p1 = tile_pair[at + gap];
-        let p2 = tile_pair[at + 2u * gap];
-        let p3 = tile_pair[at + 3u * gap];
-        let s02 = before(p2, p0) == up;
-        let s13 = before(p3, p1) == up;
-        let q0 = select(p0, p2, s02);
-        let q2 = select(p2, p0, s02);
-        let q1 = select(p1, p3, s13);
-        let q3 = select(p3, p1, s13);
-        let s01 = before(q1, q0) == up;
-        let s23 = before(q3, q2) == up;
-        tile_pair[at] = select(q0, q1, s01);
-        tile_pair[at + gap] = select(q1, q0, s01);
-        tile_pair[at + 2u * gap] = select(q2, q3, s23);
-        tile_pair[at + 3u * gap] = select(q3, q2, s23);
-    }
-}
+// tightened(list, tile, t): what the distance of a candidate is below, 0xFFFFFFFF when nothing is known.
+// put_in_order(list, live, t): the first `keep` of the candidates in tile_pair to the lists, unless they are not `live`.
+//@parts
 
 @compute @workgroup_size(LANES)
 fn forward(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) t: u32) {
@@ -106,11 +75,12 @@ fn forward(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count:
     let list = row * params.k;
     let tile = row * params.width;
     // Columns come after those listed, so once the list is full only a smaller distance gets in.
-    var bound = 0xFFFFFFFFu;
-    if params.filled == params.k { bound = bitcast<u32>(best_distance[list + params.k - 1u]); }
+    let tight = tightened(list, tile, t);
+    var bound = tight;
+    if params.filled == params.k { bound = min(tight, bitcast<u32>(best_distance[list + params.k - 1u])); }
 
     range = vec3<u32>(0xFFFFFFFFu, 0u, 0u);
-    for (var i = t; i < params.filled; i += LANES) { range_one(listed(list + i), 0xFFFFFFFFu); }
+    for (var i = t; i < params.filled; i += LANES) { range_one(listed(list + i), tight); }
     for (var i = t; i < params.width; i += LANES) { range_each(distance[tile + i], bound); }
     tile_range[t] = range;
     workgroupBarrier();
@@ -133,7 +103,7 @@ fn forward(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count:
     while left > params.size {
         for (var i = 0u; i < BINS; i++) { atomicStore(&histogram[t * BINS + i], 0u); }
         workgroupBarrier();
-        for (var i = t; i < params.filled; i += LANES) { count_one(listed(list + i), 0xFFFFFFFFu); }
+        for (var i = t; i < params.filled; i += LANES) { count_one(listed(list + i), tight); }
         for (var i = t; i < params.width; i += LANES) { count_each(distance[tile + i], params.first + i * STEP, bound); }
         workgroupBarrier();
         var sum = 0u;
@@ -163,27 +133,10 @@ fn forward(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count:
 
     if t == 0u { atomicStore(&tile_count, 0u); }
     workgroupBarrier();
-    for (var i = t; i < params.filled; i += LANES) { gather_one(listed(list + i), 0xFFFFFFFFu); }
+    for (var i = t; i < params.filled; i += LANES) { gather_one(listed(list + i), tight); }
     for (var i = t; i < params.width; i += LANES) { gather_each(distance[tile + i], params.first + i * STEP, bound); }
     workgroupBarrier();
-    for (var i = atomicLoad(&tile_count) + t; i < params.size; i += LANES) { tile_pair[i] = vec2<u32>(0xFFFFFFFFu); }
+    for (var i = atomicLoad(&tile_count) + t; i < max(params.size, 64u); i += LANES) { tile_pair[i] = vec2<u32>(0xFFFFFFFFu); }
     workgroupBarrier();
-
-    for (var span = 2u; span <= params.size; span *= 2u) {
-        for (var gap = span / 2u; gap > 1u; gap /= 4u) {
-            exchange_twice(span, gap / 2u, t);
-            workgroupBarrier();
-        }
-        // An odd number of steps leaves one: the bits of `span` at even places have odd numbers.
-        if (span & 0xAAAAAAAAu) != 0u {
-            exchange(span, 1u, t);
-            workgroupBarrier();
-        }
-    }
-    for (var i = t; i < params.keep; i += LANES) {
-        if group < params.rows {
-            best_distance[list + i] = bitcast<f32>(tile_pair[i].x);
-            best_index[list + i] = tile_pair[i].y;
-        }
-    }
+    put_in_order(list, group < params.rows, t);
 }

@@ -2,7 +2,7 @@
 // Squares are summed in three classes of magnitude, as in Blue's algorithm (ACM TOMS 4, 1978),
 // so that neither overflow nor underflow of a square spoils the norm.
 // uses: grid, group_sum
-// expects: Elem (f32 or vec4<f32>)
+// expects: Elem (f32 or vec4<f32>), TURNS (values of an invocation)
 struct Params {
     n: u32,                                                             // partial: elements of type Elem; finish: partial sums
     first: u32,                                                         // partial: place of the first partial sum
@@ -27,8 +27,8 @@ fn partial(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count:
     var small = Elem();
     var middling = Elem();
     var large = Elem();
-    for (var j = 0u; j < 16u; j++) {
-        let i = (group * 16u + j) * 64u + t;
+    for (var j = 0u; j < TURNS; j++) {
+        let i = (group * TURNS + j) * 64u + t;
         if i < params.n {
             let x = abs(input[i]);
             // NaN compares false with both bounds and ends up among the middling.
@@ -41,7 +41,7 @@ fn partial(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count:
         }
     }
     let sum = group_sum(vec4<f32>(sum_of(small), sum_of(middling), sum_of(large), 0.0), t);
-    if t == 0u && group * 1024u < params.n { part[params.first + group] = sum; }
+    if t == 0u && group * (64u * TURNS) < params.n { part[params.first + group] = sum; }
 }
 
 @compute @workgroup_size(64)

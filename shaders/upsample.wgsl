@@ -1,5 +1,5 @@
 // Nearest and trilinear resampling of [N, D, H, W, C], up or down; an invocation makes one
-// channel vector of one position. Source places are ratios of integers, so both directions see
+// channel vector of one position, or in the `_2` entries eight. Source places are ratios of integers, so both directions see
 // exactly the same ones. The backward passes gather: every input adds up the outputs that read it.
 // Trilinear: output o reads input place max(0, ((2·o + 1) · in - out) / (2·out)), the half-pixel
 // centres of PyTorch's align_corners = False; at the far border the last input is read twice.
@@ -43,6 +43,41 @@ fn nearest_forward(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups
     if i >= params.n { return; }
     let p = place(i, params.out_d, params.out_h, params.out_w);
     y[i] = x[in_at(p, p.d * params.in_d / params.out_d, p.h * params.in_h / params.out_h, p.w * params.in_w / params.out_w)];
+}
+
+// Twice as large on each axis: an invocation takes one input, which eight outputs repeat.
+@compute @workgroup_size(LANES)
+fn nearest_forward_2(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let i = flat_group(wg, count) * LANES + lane;
+    if i >= params.n { return; }
+    let p = place(i, params.in_d, params.in_h, params.in_w);
+    let value = x[i];
+    let v = params.vectors;
+    let row = params.out_w * v;
+    let plane = params.out_h * row;
+    let at = out_at(p, 2u * p.d, 2u * p.h, 2u * p.w);
+    y[at] = value;
+    y[at + v] = value;
+    y[at + row] = value;
+    y[at + row + v] = value;
+    y[at + plane] = value;
+    y[at + plane + v] = value;
+    y[at + plane + row] = value;
+    y[at + plane + row + v] = value;
+}
+
+@compute @workgroup_size(LANES)
+fn nearest_backward_2(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let i = flat_group(wg, count) * LANES + lane;
+    if i >= params.n { return; }
+    let p = place(i, params.in_d, params.in_h, params.in_w);
+    let v = params.vectors;
+    let row = params.out_w * v;
+    let plane = params.out_h * row;
+    let at = out_at(p, 2u * p.d, 2u * p.h, 2u * p.w);
+    let near = (Elem(d_y[at]) + Elem(d_y[at + v])) + (Elem(d_y[at + row]) + Elem(d_y[at + row + v]));
+    let far = (Elem(d_y[at + plane]) + Elem(d_y[at + plane + v])) + (Elem(d_y[at + plane + row]) + Elem(d_y[at + plane + row + v]));
+    d_x[i] = Stored(near + far);
 }
 
 // Outputs [x, y) with ⌊o · size_in / size_out⌋ = i.

@@ -186,6 +186,17 @@ words! {
     }
 }
 words! {
+    /// Which variants of the kernels are used.
+    Tune {
+        /// The fastest by the table that `semgen tune` keeps, defaults where it has no entry.
+        Cached = "cached",
+        /// The defaults.
+        Off = "off",
+        /// As `cached`, after measuring what the table lacks, for at most `tune_seconds`.
+        Full = "full",
+    }
+}
+words! {
     /// Learning-rate schedule.
     Schedule {
         /// × `factor` every `step_epochs` epochs.
@@ -388,6 +399,10 @@ pub struct Train {
     pub stop_patience: usize,
     /// Steps between two checkpoints besides the one at the end of each epoch; 0 means none.
     pub checkpoint_steps: usize,
+    /// Which variants of the kernels are used; a run keeps those it began with.
+    pub tune: Tune,
+    /// Most seconds of measuring before a run with `tune = "full"`.
+    pub tune_seconds: usize,
 }
 
 /// Weights of the joint loss.
@@ -474,6 +489,8 @@ impl Default for Config {
                 min_learning_rate: 1e-6,
                 stop_patience: 50,
                 checkpoint_steps: 0,
+                tune: Tune::Cached,
+                tune_seconds: 60,
             },
             loss: Loss { restoration: 1.0, classification: 0.01 },
         }

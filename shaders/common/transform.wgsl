@@ -45,6 +45,9 @@ fn below(bits: u32, span: u32) -> u32 {
     return ((bits >> 16u) * span + (((bits & 0xFFFFu) * span) >> 16u)) >> 16u;
 }
 
+// In local shuffling, added to the voxel whose value another one takes.
+const MOVED: u32 = 0x80000000u;
+
 struct Window {
     start: vec3<u32>,
     side: vec3<u32>,

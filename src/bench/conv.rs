@@ -436,7 +436,7 @@ mod tests {
         let p = convolution(&caps, g, &[g.whole()], Pass::Forward, false, Dtype::F32).unwrap();
         assert_eq!((p.shape.as_str(), p.flops), ("2,16,32,8,6,4", 2 * 2 * 192 * 27 * 16 * 32));
         assert_eq!(p.bytes(), 4 * (2 * 192 * 48 + 27 * 16 * 32));
-        assert_eq!(p.variants, ["tile", "plain"]);
+        assert!(["tile", "plain"].iter().all(|v| p.variants.iter().any(|found| found == v)), "{:?}", p.variants);
         let g = Geom::new(1, [8, 6, 4], 16, 32, [2; 3], [2; 3], [0; 3]).unwrap();
         let t = transposed(&caps, g, Pass::Forward, false, Dtype::F32).unwrap();
         assert_eq!((t.shape.as_str(), t.flops), ("1,32,16,4,3,2", 2 * 24 * 8 * 16 * 32));

@@ -4,9 +4,11 @@
 //! and yields a [`result::Row`]: outputs are checked first, and a wrong kernel gets no number. [`measure`] repeats
 //! until the noise is small, [`peak`] knows the adapter's roof, [`result`] is the document that everything is written to.
 
+pub mod accept;
 pub mod catalogue;
 pub mod compare;
 pub mod conv;
+pub mod loader;
 pub mod measure;
 pub mod op;
 pub mod ops;
@@ -16,4 +18,7 @@ pub mod pick;
 pub mod probe;
 pub mod result;
 pub mod shape;
+pub mod step;
 pub mod suite;
+pub mod tune;
+pub mod wgsl;

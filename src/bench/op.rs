@@ -253,6 +253,7 @@ impl Problem {
             check: None,
             skipped: None,
             flags: Vec::new(),
+            extra: BTreeMap::new(),
         }
     }
 }

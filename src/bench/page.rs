@@ -10,6 +10,8 @@ use crate::report::roofline::Plot;
 
 /// Points of the roofline that are named: those that take the most time.
 const NAMED: usize = 14;
+/// Operations that have a colour of their own.
+const COLOURED: usize = 10;
 
 /// Writes the page of `document`.
 ///
@@ -61,7 +63,7 @@ fn report(document: &Document, title: &str) -> Report {
     let mut page = Report::new(format!("Bench: {title}"));
     page.subtitle(&format!("{} · {} · {}", e.adapter, e.backend, e.driver));
     page.card("Time together", &time(sum), &format!("{} measurements", rows.iter().filter(|r| r.time().is_some()).count()));
-    page.card("Rate", &format!("{} GFLOP/s", rate(flops / sum.max(1e-12) / 1e9)), &format!("{} GFLOP", rate(flops / 1e9)));
+    page.card("GFLOP/s", &rate(flops / sum.max(1e-12) / 1e9), &format!("{} GFLOP", rate(flops / 1e9)));
     if let Some(roof) = &document.roof {
         page.card("Part of the roof", &percent(100.0 * at_roof / sum.max(1e-12)), &format!("{} if all were at the roof", time(at_roof)));
         let memory = roof.copy.last().map_or(0.0, |l| l.gb_s);
@@ -148,6 +150,15 @@ fn roofline(document: &Document, sum: f64) -> String {
     let mut order: Vec<usize> = (0..timed.len()).collect();
     order.sort_by(|&a, &b| total(timed[b]).total_cmp(&total(timed[a])));
     let largest = order.first().map_or(1.0, |&i| total(timed[i]));
+    let mut ops: Vec<(&str, f64)> = Vec::new();
+    for r in &timed {
+        match ops.iter_mut().find(|o| o.0 == r.op) {
+            Some(o) => o.1 += total(r),
+            None => ops.push((&r.op, total(r))),
+        }
+    }
+    ops.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let coloured: Vec<&str> = ops.iter().take(if ops.len() <= COLOURED { COLOURED } else { COLOURED - 1 }).map(|o| o.0).collect();
     for (rank, &i) in order.iter().enumerate() {
         let r = timed[i];
         let t = total(r);
@@ -169,7 +180,14 @@ fn roofline(document: &Document, sum: f64) -> String {
             r.roof_percent.map_or_else(|| "–".to_owned(), percent),
             percent(100.0 * t / sum)
         );
-        plot.point(r.intensity, r.gflop_s.unwrap_or(f64::NAN), &format!("{} {}", r.op, r.pass), t / largest, &label, &title);
+        plot.point(
+            r.intensity,
+            r.gflop_s.unwrap_or(f64::NAN),
+            if coloured.contains(&r.op.as_str()) { &r.op } else { "others" },
+            t / largest,
+            &label,
+            &title,
+        );
     }
     if let Some(roof) = &document.roof {
         let x: Vec<f64> = timed.iter().map(|r| r.intensity).filter(|x| *x > 0.0).collect();
@@ -219,8 +237,6 @@ fn layers(page: &mut Report, rows: &[Row], sum: f64) {
                 Cell::text(r.shape.clone()),
                 Cell::text(format!("{}{dtype}", r.variant)),
                 Cell::number(t.map(|t| t.median), time),
-                Cell::number(t.map(|t| 100.0 * t.noise()), |v| format!("{v:.1}")),
-                Cell::number(t.map(|t| t.count as f64), |v| format!("{v:.0}")),
                 Cell::number(t.map(|_| 100.0 * total(r) / sum), percent).bar(total(r) / most),
                 Cell::number(r.roof_s, time),
                 Cell::number(r.roof_percent, |v| format!("{v:.0}")),
@@ -228,6 +244,8 @@ fn layers(page: &mut Report, rows: &[Row], sum: f64) {
                 Cell::number(r.gflop_s, rate),
                 Cell::number(r.gb_s, rate),
                 Cell::number(Some(r.intensity), rate),
+                Cell::number(t.map(|t| 100.0 * t.noise()), |v| format!("{v:.1}")),
+                Cell::number(t.map(|t| t.count as f64), |v| format!("{v:.0}")),
                 Cell::number(r.check.as_ref().and_then(|c| c.error), |e| format!("{e:.0e}")),
                 Cell::text(state),
             ]

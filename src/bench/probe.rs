@@ -16,8 +16,8 @@ const UNROLLED: usize = 8;
 const LANES: usize = 64;
 const MATRIX_LANES: usize = 128;
 const WORKGROUP_LANES: usize = 128;
-/// Vectors that a group of `bench_memory` handles in a round.
-const BLOCK: usize = 256;
+/// Vectors that an invocation of `bench_memory` handles in a round.
+const TURNS: usize = 4;
 /// Working sets in bytes.
 const SETS: [u64; 9] = [32 << 10, 128 << 10, 512 << 10, 2 << 20, 8 << 20, 32 << 20, 128 << 20, 512 << 20, 1 << 30];
 /// Dispatches in a row when their latency is measured.
@@ -121,38 +121,49 @@ fn workgroup(groups: usize, rounds: usize) -> Dispatch {
     d.param("rounds", rounds).param("n", n).groups(groups).flops((4 * n * rounds) as u64)
 }
 
+/// Invocations of a workgroup of `bench_memory`. On a processor one subgroup: the lanes of others would follow its whole
+/// stream with one of their own, each over every second or fourth line of memory.
+fn stream_lanes(caps: &Caps) -> usize {
+    if caps.kind == Kind::Cpu { 8 } else { 64 }
+}
+
+fn memory_text(caps: &Caps) -> Arc<str> {
+    specialise("bench_memory", &[("LANES", Const::U32(stream_lanes(caps)))], &[])
+}
+
 /// A stream over `vectors` (a power of two) vectors of the input, the output, or both, and the bytes that it moves.
 fn stream(entry: &'static str, caps: &Caps, vectors: usize, passes: usize) -> (Dispatch, u64) {
+    let block = stream_lanes(caps) * TURNS;
     // On a processor each group keeps to a part of its own; on a GPU all groups move over the whole together.
     let (groups, span, step, inner, rounds) = if caps.kind == Kind::Cpu {
-        let groups = (vectors / (2 * BLOCK)).clamp(1, 32);
+        let groups = (vectors / (8 * block)).clamp(1, 32);
         let chunk = vectors / groups;
-        (groups, chunk, BLOCK, chunk - 1, chunk / BLOCK * passes)
+        (groups, chunk, block, chunk - 1, chunk / block * passes)
     } else {
         let groups = 4096;
-        let together = groups * BLOCK;
-        (groups, BLOCK, together + BLOCK, u32::MAX as usize, vectors.div_ceil(together).max(1) * passes)
+        let together = groups * block;
+        (groups, block, together + block, u32::MAX as usize, vectors.div_ceil(together).max(1) * passes)
     };
     let (input, output) = (View::whole(BufferId(0), vectors * 4), View::whole(BufferId(1), vectors * 4));
-    let d = Dispatch::new("bench_memory", entry, specialise("bench_memory", &[], &[]));
+    let d = Dispatch::new("bench_memory", entry, memory_text(caps));
     let d = match entry {
-        "write" => d.bind(output),
+        "writing" => d.bind(output),
         _ => d.bind(input).bind(output),
     };
     let d = d.param("groups", groups).param("rounds", rounds).param("span", span).param("step", step);
-    let bytes = groups * rounds * BLOCK * 16 * if entry == "copy" { 2 } else { 1 };
+    let bytes = groups * rounds * block * 16 * if entry == "copying" { 2 } else { 1 };
     (d.param("inner", inner).param("outer", vectors - 1).groups(groups), bytes as u64)
 }
 
-fn touch() -> Dispatch {
-    Dispatch::new("bench_memory", "touch", specialise("bench_memory", &[], &[])).bind(View::whole(BufferId(1), 4))
+fn touch(caps: &Caps) -> Dispatch {
+    Dispatch::new("bench_memory", "touch", memory_text(caps)).bind(View::whole(BufferId(1), 4))
 }
 
 /// Every dispatch that the roof is measured with, for tests of translation: those of cooperative matrices last.
 pub fn dispatches(caps: &Caps) -> Vec<Dispatch> {
     let mut out: Vec<_> = F32.iter().chain(&F16).map(|a| a.dispatch(64, 4)).collect();
-    out.extend(["copy", "read", "write"].map(|entry| stream(entry, caps, 2048, 1).0));
-    out.extend([touch(), workgroup(4, 4), matrices(8, 4, 4), matrices(16, 4, 4)]);
+    out.extend(["copying", "reading", "writing"].map(|entry| stream(entry, caps, 2048, 1).0));
+    out.extend([touch(caps), workgroup(4, 4), matrices(8, 4, 4), matrices(16, 4, 4)]);
     out
 }
 
@@ -232,7 +243,7 @@ impl Probe<'_> {
 
     /// Bandwidth by working set; `two` streams use both buffers.
     fn levels(&self, entry: &'static str, a: &Buffer, b: &Buffer) -> Result<Vec<Level>> {
-        let two = entry == "copy";
+        let two = entry == "copying";
         let mut out = Vec::new();
         for bytes in SETS {
             let each = if two { bytes / 2 } else { bytes };
@@ -291,9 +302,9 @@ pub fn roof(ctx: &Context, quick: bool, note: &mut dyn FnMut(&str)) -> Result<Ro
         ctx.flush();
     }
     ctx.wait()?;
-    let copy = probe.levels("copy", &a, &b)?;
-    let read = probe.levels("read", &a, &b)?;
-    let write = probe.levels("write", &a, &b)?;
+    let copy = probe.levels("copying", &a, &b)?;
+    let read = probe.levels("reading", &a, &b)?;
+    let write = probe.levels("writing", &a, &b)?;
     note("workgroup memory");
     let groups = probe.groups();
     let out = probe.buffer((groups * WORKGROUP_LANES * 4) as u64)?;
@@ -304,9 +315,9 @@ pub fn roof(ctx: &Context, quick: bool, note: &mut dyn FnMut(&str)) -> Result<Ro
         return Err(probe.wrong("reads of workgroup memory", f64::from(got[0]), (16 * rounds) as f64));
     }
     note("latencies and transfers");
-    let row = Program::new(ctx, &vec![touch(); IN_A_ROW], |_| &b)?;
+    let row = Program::new(ctx, &vec![touch(caps); IN_A_ROW], |_| &b)?;
     let dispatch_s = measure(ctx, &row, &rules)?.time().min / IN_A_ROW as f64;
-    let single = Program::new(ctx, &[touch()], |_| &b)?;
+    let single = Program::new(ctx, &[touch(caps)], |_| &b)?;
     let submit_s = probe.wall(|| single.run(ctx).and_then(|()| ctx.wait()))?.median;
     let n = TRANSFER.min(usize::try_from(bytes).unwrap_or(TRANSFER));
     let data = vec![1u8; n];

@@ -152,6 +152,9 @@ pub struct Row {
     /// `drift`, `unstable`.
     #[serde(default)]
     pub flags: Vec<String>,
+    /// Other numbers that belong to it, by name with unit: `samples_per_s`, `allocated_bytes`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub extra: BTreeMap<String, f64>,
 }
 
 fn one() -> usize {
@@ -306,6 +309,7 @@ pub(super) mod tests {
             check: Some(Check { error: Some(1e-7), tolerance: 1e-5, elements: 64, failure: None }),
             skipped: None,
             flags: vec!["drift".into()],
+            extra: BTreeMap::new(),
         }
     }
 

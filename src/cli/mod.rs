@@ -21,6 +21,7 @@ mod stages;
 mod stop;
 mod summary;
 mod text;
+mod tune;
 mod watch;
 
 use std::io::IsTerminal;
@@ -59,8 +60,10 @@ enum Verb {
     Info(info::Args),
     /// Check this machine: every kernel against its reference, a network against PyTorch's numbers
     Doctor(doctor::Args),
-    /// Measure this machine and the kernels on it: peaks, operations, comparisons
+    /// Measure this machine and the kernels on it: peaks, operations, steps, a kernel of your own, comparisons
     Bench(bench::Args),
+    /// Choose the fastest variant of each kernel by measurement: show, explain, run, force, export, import
+    Tune(tune::Args),
     /// Show the whole method on synthetic patients in minutes, ending in a report page
     Demo(demo::Args),
 }
@@ -100,6 +103,7 @@ fn dispatch(Cli { common, verb }: Cli) -> Result<()> {
         Verb::Info(a) => info::run(&common, &a),
         Verb::Doctor(a) => doctor::run(&common, &a),
         Verb::Bench(a) => bench::run(&common, &a),
+        Verb::Tune(a) => tune::run(&common, &a),
         Verb::Demo(a) => demo::run(&common, &a),
     }
 }

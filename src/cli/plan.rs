@@ -10,7 +10,9 @@ use crate::discover::autoencoder;
 use crate::error::Result;
 use crate::gpu::{Caps, adapters};
 use crate::graph::Home;
-use crate::plan::{Options, PlannedOp};
+use crate::model::Mode;
+use crate::plan::tuning::choices_for;
+use crate::plan::{Fusion, Options, Plan, PlannedOp};
 use crate::train::fit::{self, Fit, Memory, Stage, fit};
 
 /// Largest results that are named.
@@ -22,6 +24,9 @@ pub(super) struct Args {
     /// List every operation of a training step
     #[arg(long)]
     ops: bool,
+    /// Plan every operation by itself, to compare
+    #[arg(long)]
+    unfused: bool,
     #[command(flatten)]
     settings: Settings,
 }
@@ -83,7 +88,9 @@ pub(super) fn run(common: &Common, a: &Args) -> Result<()> {
         Some("none") => Caps { f16: true, ..Caps::minimal() },
         choice => adapters(choice)?.into_iter().find(|r| r.chosen).map_or_else(Caps::minimal, |r| r.caps),
     };
-    let needs = needs(&config, &caps, a.ops)?;
+    let fusion = a.unfused.then_some(Fusion::NONE);
+    let options = Options { choices: choices_for(&caps), fusion, ..Options::default() };
+    let needs = needs(&config, &caps, &options, a.ops)?;
     if common.json {
         text::say_json(&json!({ "adapter": caps, "phases": needs }));
         return Ok(());
@@ -147,15 +154,34 @@ fn op_row(o: &Row) -> Vec<String> {
     vec![o.label.clone(), o.op.into(), o.shape.clone(), slots, giga(o.flops), format!("{:.2}", o.bytes as f64 / 1_048_576.0)]
 }
 
-/// What the phases of a whole run need, in their order.
-fn needs(config: &Config, caps: &Caps, ops: bool) -> Result<Vec<Need>> {
-    let options = Options::default();
-    let (ae, fitted) = autoencoder::fitted(config, caps, &options, config.discover.autoencoder.batch_size)?;
+/// The phases of a whole run, in their order, and how each takes its batch apart.
+fn stages(config: &Config, caps: &Caps, options: &Options) -> Result<Vec<(Stage, Fit)>> {
+    let (ae, fitted) = autoencoder::fitted(config, caps, options, config.discover.autoencoder.batch_size)?;
     let stage = autoencoder::stage(config, ae.batch_size, ae.input.given().unwrap_or_else(|| config.autoencoder_input()));
     let stages = Stage::pretraining(config);
-    let fit = fit(config, caps, &options, &stages, config.train.micro_batch)?;
-    let list = [(stage, fitted)].into_iter().chain(stages.into_iter().map(|s| (s, fit.clone())));
-    list.map(|(stage, fit)| need(config, caps, &options, &stage, fit, ops)).collect()
+    let fit = fit(config, caps, options, &stages, config.train.micro_batch)?;
+    Ok([(stage, fitted)].into_iter().chain(stages.into_iter().map(|s| (s, fit.clone()))).collect())
+}
+
+/// The plans of the phases of a whole run, training and validation, each with its phase's name.
+///
+/// # Errors
+/// What does not fit the adapter.
+pub(super) fn plans(config: &Config, caps: &Caps, options: &Options) -> Result<Vec<(&'static str, Plan)>> {
+    let mut out = Vec::new();
+    for (stage, fit) in stages(config, caps, options)? {
+        let options = Options { recompute: fit.recompute, ..options.clone() };
+        for mode in [Mode::Train, Mode::Evaluate] {
+            let graph = stage.graph(fit.micro_batch, mode)?;
+            out.push((stage.objective.word(), Plan::with(&graph, caps, &options)?));
+        }
+    }
+    Ok(out)
+}
+
+/// What the phases need.
+fn needs(config: &Config, caps: &Caps, options: &Options, ops: bool) -> Result<Vec<Need>> {
+    stages(config, caps, options)?.into_iter().map(|(stage, fit)| need(config, caps, options, &stage, fit, ops)).collect()
 }
 
 fn need(config: &Config, caps: &Caps, options: &Options, stage: &Stage, fit: Fit, ops: bool) -> Result<Need> {
@@ -172,12 +198,7 @@ fn need(config: &Config, caps: &Caps, options: &Options, stage: &Stage, fit: Fit
         .filter(|(_, v)| graph.values().get(v.0).is_some_and(|value| value.home == Home::Computed))
         .map(|(n, v)| {
             let shape = graph.shape(v);
-            Large {
-                label: n.label.clone(),
-                op: n.op.name(),
-                shape: shape.to_string(),
-                bytes: shape.len() as u64 * graph.values()[v.0].dtype.bytes(),
-            }
+            Large { label: n.label.clone(), op: n.op.name(), shape: shape.to_string(), bytes: graph.values()[v.0].bytes() }
         })
         .collect();
     largest.sort_by_key(|l| std::cmp::Reverse(l.bytes));
@@ -212,7 +233,7 @@ mod tests {
             "cube.size=[16,16,8]",
             "discover.autoencoder.input=[16,16,8]",
         ];
-        let of = |extra: &str| needs(&sets(&[&small[..], &[extra]].concat()), &Caps::minimal(), true).unwrap();
+        let of = |extra: &str| needs(&sets(&[&small[..], &[extra]].concat()), &Caps::minimal(), &Options::default(), true).unwrap();
         let (one, two) = (of("train.batch_size=4"), of("train.batch_size=8"));
         let parts = of("train.micro_batch=2");
         assert_eq!(one.iter().map(|n| n.phase).collect::<Vec<_>>(), ["autoencoder", "classification", "joint"]);

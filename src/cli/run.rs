@@ -11,11 +11,13 @@ use crate::data::store::Store;
 use crate::discover::run::MANIFEST;
 use crate::error::{Error, Result};
 use crate::files;
-use crate::gpu::Context;
+use crate::gpu::{Choices, Context};
+use crate::plan::tuning::{read_choices, write_choices};
 use crate::train::fit::Fit;
 
 const CONFIG: &str = "config.toml";
 const INPUTS: &str = "inputs.json";
+const CHOICES: &str = "choices.json";
 /// Folder of the discovery.
 pub(super) const DISCOVER: &str = "discover";
 /// Folder of the prepared store.
@@ -168,6 +170,22 @@ impl Run {
         files::write_bytes(&self.dir.join(INPUTS), &to_bytes(inputs))?;
         // Its presence makes the folder a run.
         files::write_bytes(&self.dir.join(CONFIG), config.to_toml().as_bytes())
+    }
+
+    /// The kernels' variants that the run began with; `None` while it has not begun to train.
+    pub(super) fn choices(&self) -> Result<Option<Choices>> {
+        let (path, trained) = (self.dir.join(CHOICES), self.dir.join("checkpoints").is_dir());
+        match (self.resume && path.is_file(), trained) {
+            (true, _) => read_choices(&path).map(Some),
+            // Begun by a program that knew defaults only.
+            (false, true) => Ok(Some(Choices::default())),
+            (false, false) => Ok(None),
+        }
+    }
+
+    /// Keeps the kernels' variants for the day the run is continued.
+    pub(super) fn keep_choices(&self, choices: &Choices) -> Result<()> {
+        write_choices(&self.dir.join(CHOICES), choices)
     }
 
     /// Takes back what this program has put into a folder that was not a run before.

@@ -2,12 +2,13 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::args::{Common, RunArgs};
 use super::run::{self, DISCOVER, Fits, PREPARED, Run, Source};
 use super::watch::Watch;
-use super::{previews, stop, text};
-use crate::config::{Auto, Config, Filter};
+use super::{previews, stop, text, tune};
+use crate::config::{Auto, Config, Filter, Tune};
 use crate::data::prepare::{Progress as Step, prepare_if};
 use crate::data::store::{Split, Store};
 use crate::discover::autoencoder::{self, positions};
@@ -15,8 +16,9 @@ use crate::discover::coordinates::Rules;
 use crate::discover::manifest::{Header, Manifest};
 use crate::error::{Error, Result};
 use crate::files;
-use crate::gpu::Context;
+use crate::gpu::{Choices, Context};
 use crate::plan::Options;
+use crate::plan::tuning::choices_for;
 use crate::report::progress::Progress;
 use crate::train::fit::{Stage, fit};
 
@@ -82,7 +84,17 @@ pub(super) fn begin(common: &Common, args: &RunArgs, inputs: &[PathBuf], preset:
         run.begin(&config, &source, &ctx, &Fits::new())?;
         let store = store(&run, &source, inputs.is_empty(), &config, common.json)?;
         adopt(&mut config, &source, &store);
+        let begun = run.choices()?;
+        let fresh = begun.is_none();
+        ctx.choose(begun.unwrap_or_else(|| if config.train.tune == Tune::Off { Choices::default() } else { choices_for(ctx.caps()) }));
         let fits = decide(&mut config, &ctx, &source, &store, trains)?;
+        if fresh && config.train.tune == Tune::Full {
+            let budget = Duration::from_secs(config.train.tune_seconds as u64);
+            ctx.choose(tune::search_for(&ctx, &config, budget, false, common.json)?.0.choices());
+            stop::check()?;
+        }
+        // What decides the bits stays with the run.
+        run.keep_choices(&ctx.choices())?;
         for (stage, fit) in &fits {
             text::note(common.json, &format!("{stage}: {fit}"));
         }
@@ -105,7 +117,7 @@ pub(super) fn begin(common: &Common, args: &RunArgs, inputs: &[PathBuf], preset:
 /// Decides how the batches are taken apart as far as that is left to the program. The settings keep it, so that the run
 /// goes on as it began.
 fn decide(config: &mut Config, ctx: &Context, source: &Source, store: &Store, trains: bool) -> Result<Fits> {
-    let (mut fits, options) = (Fits::new(), Options::default());
+    let (mut fits, options) = (Fits::new(), Options::of(ctx));
     // The patterns of another run are found already.
     if config.discover.autoencoder.micro_batch.given().is_none() && !matches!(source, Source::Run(_)) {
         let batch = config.discover.autoencoder.batch_size.min(positions(store, Split::Train).len().max(1));

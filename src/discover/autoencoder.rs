@@ -329,7 +329,7 @@ pub fn train(
         ));
     }
     let stage = stage(config, batch, scans.size());
-    let fit = fit(config, ctx.caps(), &Options::default(), std::slice::from_ref(&stage), settings.micro_batch)?;
+    let fit = fit(config, ctx.caps(), &Options::of(ctx), std::slice::from_ref(&stage), settings.micro_batch)?;
     let phase = Phase {
         ctx,
         config,

@@ -16,7 +16,7 @@ use crate::data::store::{Split, Store};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::gpu::Context;
-use crate::plan::{Plan, Session};
+use crate::plan::{Options, Plan, Session};
 use crate::train::checkpoint::load_state_dict;
 use crate::train::network;
 
@@ -62,7 +62,7 @@ impl Features {
         let graph = network::features(&trained.spec, batch, scans.size())?;
         let weights = crate::plan::Store::new(ctx, &graph, 0)?;
         load_state_dict(ctx, &weights, &trained.weights, true)?;
-        let session = Session::new(ctx, Plan::new(&graph, ctx.caps())?, &weights)?;
+        let session = Session::new(ctx, Plan::with(&graph, ctx.caps(), &Options::of(ctx))?, &weights)?;
         let width = trained.spec.features();
         let of = |split| -> Result<Vec<f32>> {
             let mut out = Vec::new();

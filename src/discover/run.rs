@@ -53,7 +53,7 @@ pub fn run(
     check(config, store)?;
     let (mut config, places) = decide(config, store, interrupted, observer)?;
     let batch = config.discover.autoencoder.batch_size.min(positions(store, Split::Train).len());
-    let (fitted, fit) = autoencoder::fitted(&config, ctx.caps(), &Options::default(), batch)?;
+    let (fitted, fit) = autoencoder::fitted(&config, ctx.caps(), &Options::of(ctx), batch)?;
     if config.discover.autoencoder.micro_batch.given().is_none() {
         observer.note(&format!("autoencoder: {fit}"));
     }

@@ -2,10 +2,10 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use super::pipeline::Pipelines;
-use super::{Caps, Kind, trusted};
+use super::{Caps, Choices, Kind, trusted};
 use crate::error::{Error, Result};
 
 /// How to get an adapter on a machine that has none.
@@ -70,6 +70,7 @@ pub struct Context {
     pub(super) queue: wgpu::Queue,
     pub(super) pipelines: Pipelines,
     pub(super) checked: bool,
+    choices: RwLock<Choices>,
     /// Why cooperative matrices that the adapter lists are not used.
     distrusted: Option<String>,
     /// Names the adapter for the pipeline cache, where the backend has one.
@@ -263,6 +264,7 @@ impl Context {
             queue,
             pipelines: Pipelines::default(),
             checked,
+            choices: RwLock::default(),
             distrusted: None,
             cache_key,
             failure,
@@ -300,6 +302,16 @@ impl Context {
     /// What the adapter can do.
     pub fn caps(&self) -> &Caps {
         &self.caps
+    }
+
+    /// The variants that plans for this device use; kernels' defaults until [`Context::choose`] says otherwise.
+    pub fn choices(&self) -> Choices {
+        self.choices.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Lets plans for this device use `choices` from now on.
+    pub fn choose(&self, choices: Choices) {
+        *self.choices.write().unwrap_or_else(PoisonError::into_inner) = choices;
     }
 
     /// Bytes of device memory in use now, and the most so far: all buffers of the engine, those for parameters of kernels

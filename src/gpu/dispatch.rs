@@ -1,6 +1,7 @@
 //! Dispatches as plain data, and the recorder that kernels write them to.
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::Caps;
@@ -230,6 +231,8 @@ pub struct Recorder<'a> {
     pub dispatches: Vec<Dispatch>,
     /// Size in bytes of each scratch buffer asked for.
     pub scratch: Vec<u64>,
+    /// Keys for which a variant was asked.
+    asked: RefCell<BTreeSet<String>>,
 }
 
 impl<'a> Recorder<'a> {
@@ -240,7 +243,7 @@ impl<'a> Recorder<'a> {
 
     /// An empty recorder for an adapter, with chosen variants.
     pub fn tuned(caps: &'a Caps, choices: &Choices) -> Self {
-        Self { caps, choices: choices.clone(), dispatches: Vec::new(), scratch: Vec::new() }
+        Self { caps, choices: choices.clone(), dispatches: Vec::new(), scratch: Vec::new(), asked: RefCell::default() }
     }
 
     /// A new buffer of `elements` 4-byte elements that lives only during this operation; its
@@ -248,6 +251,17 @@ impl<'a> Recorder<'a> {
     pub fn scratch(&mut self, elements: usize) -> View {
         self.scratch.push(elements as u64 * 4);
         View::whole(BufferId::scratch(self.scratch.len() - 1), elements)
+    }
+
+    /// The variant chosen for `key`, if any; that it was asked for is remembered.
+    pub fn choice(&self, key: &str) -> Option<&str> {
+        self.asked.borrow_mut().insert(key.to_owned());
+        self.choices.get(key)
+    }
+
+    /// The keys for which a variant was asked, in order.
+    pub fn asked(&self) -> Vec<String> {
+        self.asked.borrow().iter().cloned().collect()
     }
 
     /// Appends a launch; one without workgroups is a programming error.

@@ -12,6 +12,7 @@ mod pipeline;
 mod program;
 mod shader;
 mod timing;
+mod translate;
 mod trusted;
 
 pub use caps::{Caps, Kind};
@@ -20,4 +21,5 @@ pub use dispatch::{BufferId, Choices, Dispatch, Dtype, Recorder, Scalar, View};
 pub use program::{Program, run_once};
 pub use shader::{Reflection, reflect};
 pub use timing::Timing;
+pub use translate::{Fault, Target, inspect};
 pub use trusted::without_display;

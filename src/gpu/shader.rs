@@ -1,9 +1,10 @@
 //! WGSL text to a validated naga module, and what an entry point expects, read from it.
 
-use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
+use naga::valid::ModuleInfo;
 use naga::{AddressSpace, Module, ScalarKind, StorageAccess, TypeInner};
 
 use super::dispatch::Scalar;
+use super::translate::inspect;
 use crate::error::{Error, Result};
 
 /// A parsed and validated module with its entry points' interfaces.
@@ -37,12 +38,7 @@ pub(super) struct ParamsLayout {
 /// # Errors
 /// [`Error::Gpu`] with naga's report, positions relative to `source`.
 pub fn reflect(label: &str, source: &str) -> Result<Reflection> {
-    let module = naga::front::wgsl::parse_str(source)
-        .map_err(|e| Error::Gpu(format!("{label}: the shader does not parse: {}", e.emit_to_string_with_path(source, label))))?;
-    let info = Validator::new(ValidationFlags::all(), Capabilities::all())
-        .validate(&module)
-        .map_err(|e| Error::Gpu(format!("{label}: the shader is not valid: {}", e.emit_to_string_with_path(source, label))))?;
-    Ok(Reflection { module, info })
+    inspect(label, source).map_err(|fault| Error::Gpu(format!("{label}: the shader is not valid: {}", fault.report)))
 }
 
 impl Reflection {

@@ -104,6 +104,13 @@ pub struct Value {
     pub dtype: Dtype,
 }
 
+impl Value {
+    /// Bytes that it takes.
+    pub fn bytes(&self) -> u64 {
+        self.shape.len() as u64 * self.dtype.bytes()
+    }
+}
+
 /// An operation with its operands.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Node {
@@ -221,6 +228,12 @@ impl Graph {
     /// The same network by other operations: all values, inputs and outputs stay.
     pub(crate) fn rewritten(&self, nodes: Vec<Node>) -> Self {
         Self { nodes, ..self.clone() }
+    }
+
+    /// A new value like `v`, computed by an operation of its own.
+    pub(crate) fn twin(&mut self, v: ValueId) -> ValueId {
+        self.values.push(Value { home: Home::Computed, ..self.values[v.0].clone() });
+        ValueId(self.values.len() - 1)
     }
 
     fn expect(&self, op: &'static str, what: &str, value: ValueId, shape: Shape) -> Result<()> {

@@ -4,7 +4,9 @@
 //! Activations are `[batch, spatial, channels]`, those of one operation stored alike; vectors `[channels]`, in 32 bits.
 
 use super::check::{Case, DTYPES, Outcome, Trial, allowed, as_stored, compare, numbers, worst};
-use super::rows::{Chunks, KINDS, Pretend, alike, bound_at_once, elem, expect, row_chunks, row_parts, stored, successive, vector_width};
+use super::rows::{
+    Chunks, KINDS, Pretend, alike, bound_at_once, elem, expect, most_chunks, row_chunks, row_parts, stored, successive, vector_width,
+};
 use super::{Const, specialise};
 use crate::error::Result;
 use crate::gpu::{Context, Dispatch, Dtype, Recorder, View};
@@ -121,7 +123,8 @@ impl Plan {
     /// Reduces the parts of `inputs`, together with the whole of `vectors`, to partials of `fields` vectors
     /// each; returns them and their number.
     fn reduce(&self, rec: &mut Recorder<'_>, entry: &'static str, fields: usize, inputs: &[View], vectors: &[View]) -> (View, usize) {
-        let cuts: Vec<Chunks> = self.parts.iter().map(|p| row_chunks(p.1, self.vectors(), TURNS_REDUCE, MOST_CHUNKS)).collect();
+        let cuts: Vec<Chunks> =
+            self.parts.iter().map(|p| row_chunks(p.1, self.vectors(), TURNS_REDUCE, most_chunks(rec.caps, MOST_CHUNKS))).collect();
         let count = cuts.iter().map(|c| c.count).sum();
         let partials = rec.scratch(count * fields * self.geom.channels);
         let mut first = 0;

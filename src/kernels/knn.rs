@@ -2,156 +2,18 @@
 //! kept on the device from tile to tile, so that no matrix of all pairs ever exists.
 
 mod checks;
-
-use std::fmt::Write;
+mod distance;
+mod select;
 
 pub use checks::{cases, reference_nearest};
+pub use distance::distances;
+pub use select::select;
 
-use super::{Const, specialise, vector};
 use crate::error::{Error, Result};
-use crate::gpu::{Buffer, BufferId, Caps, Context, Dispatch, Program, Recorder, View};
+use crate::gpu::{Buffer, BufferId, Caps, Context, Kind, Program, Recorder, View};
 
 /// Most neighbours of a query.
 pub const MAX_K: usize = 1024;
-
-/// Register tile of the variant for subgroups of eight: rows of a and of b per invocation.
-const BROADCAST: (usize, usize) = (4, 16);
-/// Register tile of the portable variant; its workgroups are 8 x 8 invocations.
-const PORTABLE: (usize, usize) = (4, 4);
-
-const ADD_SQUARE: &str = "fn add_square(d: f32, s: f32) -> f32 { return fma(d, d, s); }";
-const ADD_SQUARE_4: &str =
-    "fn add_square(d: vec4<f32>, s: f32) -> f32 { return fma(d.x, d.x, fma(d.y, d.y, fma(d.z, d.z, fma(d.w, d.w, s)))); }";
-
-/// The generated text of one register tile: before, in and after the loop over the width.
-///
-/// With `broadcast` the lanes of a subgroup of eight share all rows of b: each loads one of
-/// every eight and hands it to the others, because there a load costs as much as dozens of
-/// multiplications. Otherwise lane 8 u + v owns rows u + 8 r of a and v + 8 c of b.
-fn tile_text(broadcast: bool, rows: usize, cols: usize) -> [String; 3] {
-    let (mut begin, mut step, mut end) = (String::new(), String::new(), String::new());
-    let (row, col) = if broadcast { ("lane", "0u") } else { ("lane / 8u", "lane % 8u") };
-    let _ = writeln!(begin, "let row = row0 + {row}; let col = col0 + {col};");
-    for r in 0..rows {
-        let _ = writeln!(begin, "let a{r} = row_of_a(row + {}u);", 8 * r);
-        let _ = writeln!(step, "let x{r} = a[a{r} + i];");
-    }
-    for c in 0..if broadcast { cols / 8 } else { cols } {
-        let lane = if broadcast { " + lane" } else { "" };
-        let _ = writeln!(begin, "let b{c} = row_of_b(col + {}u{lane});", 8 * c);
-        let _ = writeln!(step, "let q{c} = b[b{c} + i];");
-    }
-    for c in 0..cols {
-        let place = if broadcast { c } else { 8 * c };
-        let _ = match broadcast {
-            true => writeln!(step, "let y{c} = subgroupBroadcast(q{}, {}u);", c / 8, c % 8),
-            false => writeln!(step, "let y{c} = q{c};"),
-        };
-        for r in 0..rows {
-            let _ = writeln!(begin, "var s{r}_{c} = 0.0;");
-            let _ = writeln!(step, "s{r}_{c} = add_square(x{r} - y{c}, s{r}_{c});");
-            let _ = writeln!(end, "put(row + {}u, col + {place}u, s{r}_{c});", 8 * r);
-        }
-    }
-    [begin, step, end]
-}
-
-/// `out[r, c]` = squared Euclidean distance of row r of `a`, `[rows, width]`, and row c of `b`,
-/// `[cols, width]`; `out` is `[rows, cols]`. Exactly 0 for equal rows.
-///
-/// # Errors
-/// [`Error::Shape`] when the views do not fit.
-pub fn distances(rec: &mut Recorder<'_>, rows: usize, cols: usize, width: usize, a: View, b: View, out: View) -> Result<()> {
-    let (na, nb, no) = (a.elements(), b.elements(), out.elements());
-    if rows * cols * width == 0 || na != rows * width || nb != cols * width || no != rows * cols {
-        let what = format!("{na} and {nb} features and {no} distances, expected {rows} and {cols} rows of {width} and {rows} x {cols}");
-        return Err(Error::shape("distances", what));
-    }
-    let broadcast = rec.caps.subgroup8();
-    let (tile_rows, tile_cols) = if broadcast { BROADCAST } else { PORTABLE };
-    let (group_rows, group_cols, lanes) = if broadcast { (8 * tile_rows, tile_cols, 8) } else { (8 * tile_rows, 8 * tile_cols, 64) };
-    let quadruples = width.is_multiple_of(4);
-    let [begin, step, end] = tile_text(broadcast, tile_rows, tile_cols);
-    let header =
-        [vector(quadruples).0, ("TILE_ROWS", Const::U32(group_rows)), ("TILE_COLS", Const::U32(group_cols)), ("LANES", Const::U32(lanes))];
-    let add = if quadruples { ADD_SQUARE_4 } else { ADD_SQUARE };
-    let source = specialise("knn_distance", &header, &[("add_square", add), ("begin", &begin), ("step", &step), ("end", &end)]);
-    let blocks = cols.div_ceil(group_cols);
-    let d = Dispatch::new("knn_distance", "forward", source).bind(a).bind(b).bind(out).param("rows", rows).param("cols", cols);
-    let d = d.param("width", if quadruples { width / 4 } else { width }).param("blocks", blocks);
-    rec.push(d.groups(rows.div_ceil(group_rows) * blocks).flops((3 * rows * cols * width) as u64));
-    Ok(())
-}
-
-const EACH: &str = "
-fn range_each(v: f32, bound: u32) { range_one(vec2<u32>(bitcast<u32>(v), 0u), bound); }
-fn count_each(v: f32, index: u32, bound: u32) { count_one(vec2<u32>(bitcast<u32>(v), index), bound); }
-fn gather_each(v: f32, index: u32, bound: u32) { gather_one(vec2<u32>(bitcast<u32>(v), index), bound); }
-";
-const EACH_4: &str = "
-fn range_each(v: vec4<f32>, bound: u32) {
-    let w = bitcast<vec4<u32>>(v);
-    range_one(vec2<u32>(w.x, 0u), bound);
-    range_one(vec2<u32>(w.y, 0u), bound);
-    range_one(vec2<u32>(w.z, 0u), bound);
-    range_one(vec2<u32>(w.w, 0u), bound);
-}
-fn count_each(v: vec4<f32>, index: u32, bound: u32) {
-    let w = bitcast<vec4<u32>>(v);
-    count_one(vec2<u32>(w.x, index), bound);
-    count_one(vec2<u32>(w.y, index + 1u), bound);
-    count_one(vec2<u32>(w.z, index + 2u), bound);
-    count_one(vec2<u32>(w.w, index + 3u), bound);
-}
-fn gather_each(v: vec4<f32>, index: u32, bound: u32) {
-    let w = bitcast<vec4<u32>>(v);
-    gather_one(vec2<u32>(w.x, index), bound);
-    gather_one(vec2<u32>(w.y, index + 1u), bound);
-    gather_one(vec2<u32>(w.z, index + 2u), bound);
-    gather_one(vec2<u32>(w.w, index + 3u), bound);
-}
-";
-
-/// Merges a tile of distances into the lists of the nearest: afterwards row r of
-/// `best_distance` and `best_index`, both `[rows, k]`, holds the `min(k, first + cols)` nearest
-/// columns below `first + cols`, ascending by (distance, index).
-///
-/// `distances` is `[rows, cols]`, none negative, of the columns from `first` on; the lists
-/// hold the result for the columns before (nothing when `first` is 0).
-///
-/// # Errors
-/// [`Error::Shape`] when the views do not fit or `k` is not in 1..=[`MAX_K`].
-#[expect(clippy::too_many_arguments, reason = "one number for each extent and one view for each tensor")]
-pub fn select(
-    rec: &mut Recorder<'_>,
-    rows: usize,
-    cols: usize,
-    first: usize,
-    k: usize,
-    distances: View,
-    best_distance: View,
-    best_index: View,
-) -> Result<()> {
-    let (n, a, b) = (distances.elements(), best_distance.elements(), best_index.elements());
-    if rows * cols == 0 || n != rows * cols || a != rows * k || b != rows * k || k == 0 || k > MAX_K {
-        let what = format!("{n} distances and lists of {a} and {b}, expected {rows} x {cols} and {rows} x k with k = {k} in 1..={MAX_K}");
-        return Err(Error::shape("nearest", what));
-    }
-    let quadruples = cols.is_multiple_of(4);
-    let step = if quadruples { 4 } else { 1 };
-    let filled = k.min(first);
-    let keep = k.min(filled + cols);
-    // A little room above `keep` saves the digits that would only separate the last few.
-    let size = (keep + keep / 4).max(32).next_power_of_two().min(MAX_K);
-    // A subgroup of eight on a processor gains nothing from company and pays for every barrier.
-    let lanes = if rec.caps.subgroup8() { 8 } else { 64 };
-    let header = [vector(quadruples).0, ("STEP", Const::U32(step)), ("LANES", Const::U32(lanes))];
-    let source = specialise("knn_select", &header, &[("each", if quadruples { EACH_4 } else { EACH })]);
-    let d = Dispatch::new("knn_select", "forward", source).bind(distances).bind(best_distance).bind(best_index);
-    let d = d.param("rows", rows).param("width", cols / step).param("first", first).param("k", k).param("filled", filled);
-    rec.push(d.param("keep", keep).param("size", size).groups(rows).flops((10 * rows * cols) as u64));
-    Ok(())
-}
 
 /// Rows of queries and of the base that are worked on together.
 #[derive(Clone, Copy, Debug)]
@@ -160,14 +22,42 @@ struct Tiles {
     cols: usize,
 }
 
-/// Tiles of at most 16,384 base rows and 64 MiB of distances that fit the adapter.
-fn tiles(caps: &Caps, queries: usize, base: usize, width: usize) -> Tiles {
-    let floats = usize::try_from(caps.max_binding / 4).unwrap_or(usize::MAX);
-    let features = (floats / width).max(1);
-    let cols = base.min(16_384).min(features);
-    let work = usize::try_from(caps.max_dispatch_flops() / (3 * cols * width) as u64).unwrap_or(usize::MAX);
-    let rows = queries.min((16 << 20) / cols).min(floats / cols).min(features).min(work).min(floats / MAX_K);
-    Tiles { rows: rows.max(1), cols }
+impl Tiles {
+    /// Tiles of at most 64 MiB of distances that fit the adapter.
+    ///
+    /// A processor selects at a price per tile, so its tiles are wide, and pays for memory when it is first touched;
+    /// elsewhere each tile of queries costs a transfer of the whole base, so tiles are high.
+    fn new(caps: &Caps, queries: usize, base: usize, width: usize) -> Self {
+        let floats = usize::try_from(caps.max_binding / 4).unwrap_or(usize::MAX);
+        let features = (floats / width).max(1);
+        let widest = if caps.kind == Kind::Cpu { 16_384 } else { 4_096 };
+        let cols = base.min(widest).min(features);
+        let pairs = if caps.kind == Kind::Cpu && cols == base { 4 << 20 } else { 16 << 20 };
+        let work = usize::try_from(caps.max_dispatch_flops() / (3 * cols * width) as u64).unwrap_or(usize::MAX);
+        let rows = queries.min(pairs / cols).min(floats / cols).min(features).min(work).min(floats / MAX_K);
+        Self { rows: rows.max(1), cols }
+    }
+
+    /// Names and elements of the buffers that a search for `k` neighbours works in.
+    fn buffers(self, width: usize, k: usize) -> [(&'static str, usize); 5] {
+        [
+            ("knn.queries", self.rows * width),
+            ("knn.base", self.cols * width),
+            ("knn.distances", self.rows * self.cols),
+            ("knn.best_distance", self.rows * k),
+            ("knn.best_index", self.rows * k),
+        ]
+    }
+}
+
+/// Bytes of device memory that [`nearest`] takes for rows of `width`; from a few thousand rows on they no longer
+/// depend on the numbers of rows.
+pub fn device_bytes(caps: &Caps, queries: usize, base: usize, width: usize, k: usize) -> u64 {
+    if queries == 0 || base == 0 || width == 0 || k == 0 {
+        return 0;
+    }
+    let width = width.next_multiple_of(4);
+    Tiles::new(caps, queries, base, width).buffers(width, k.min(base)).iter().map(|b| b.1 as u64 * 4).sum()
 }
 
 /// The `k` nearest rows of `base` for each row of `queries`, both `[n, width]`: pairs of index and
@@ -192,7 +82,10 @@ fn check(queries: &[f32], base: &[f32], width: usize, k: usize) -> Result<()> {
         return Err(Error::shape("nearest", format!("{k} neighbours were asked for; at most {MAX_K} are kept")));
     }
     for (what, v) in [("query", queries), ("base", base)] {
-        if let Some(i) = v.iter().position(|x| !x.is_finite()) {
+        // Whole blocks first, without an exit, so that the compiler makes vectors of them.
+        let bad = |block: &[f32]| block.iter().fold(false, |bad, x| bad | !x.is_finite());
+        let block = v.chunks(1024).position(bad).map(|b| 1024 * b);
+        if let Some(i) = block.and_then(|b| Some(b + v[b..].iter().position(|x| !x.is_finite())?)) {
             let (row, column, x) = (i / width, i % width, v[i]);
             return Err(Error::Failed(format!("feature {column} of {what} row {row} is {x}; distances need finite features")));
         }
@@ -227,29 +120,34 @@ fn nearest_tiled(
         return Ok(vec![Vec::new(); n]);
     }
     let padded = width.next_multiple_of(4);
-    let tile = given.unwrap_or_else(|| tiles(ctx.caps(), n, m, padded));
-    let sizes = [
-        ("knn.queries", tile.rows * padded),
-        ("knn.base", tile.cols * padded),
-        ("knn.distances", tile.rows * tile.cols),
-        ("knn.best_distance", tile.rows * k),
-        ("knn.best_index", tile.rows * k),
-    ];
+    let tile = given.unwrap_or_else(|| Tiles::new(ctx.caps(), n, m, padded));
+    let sizes = tile.buffers(padded, k);
     let buffers = sizes.iter().map(|&(name, n)| ctx.buffer(name, n as u64 * 4)).collect::<Result<Vec<_>>>()?;
     let view = |i: u32, n: usize| View::whole(BufferId(i), n);
+    // One program for each tile of the base; all tiles of queries but a smaller last one share them.
+    let program = |rows: usize, c0: usize| -> Result<Program> {
+        let cols = tile.cols.min(m - c0);
+        let mut rec = Recorder::new(ctx.caps());
+        distances(&mut rec, rows, cols, padded, view(0, rows * padded), view(1, cols * padded), view(2, rows * cols))?;
+        select(&mut rec, rows, cols, c0, k, view(2, rows * cols), view(3, rows * k), view(4, rows * k))?;
+        Program::new(ctx, &rec.dispatches, |id| &buffers[id.0 as usize])
+    };
+    let firsts: Vec<usize> = (0..m).step_by(tile.cols).collect();
+    let (mut programs, mut recorded) = (Vec::new(), 0);
     let mut out = Vec::with_capacity(n);
     for q0 in (0..n).step_by(tile.rows) {
         let rows = tile.rows.min(n - q0);
+        if rows != recorded {
+            programs = firsts.iter().map(|&c0| program(rows, c0)).collect::<Result<Vec<_>>>()?;
+            recorded = rows;
+        }
         upload(ctx, &buffers[0], &queries[q0 * width..(q0 + rows) * width], width, padded);
-        for c0 in (0..m).step_by(tile.cols) {
+        for (program, &c0) in programs.iter().zip(&firsts) {
             let cols = tile.cols.min(m - c0);
             if q0 == 0 || m > tile.cols {
                 upload(ctx, &buffers[1], &base[c0 * width..(c0 + cols) * width], width, padded);
             }
-            let mut rec = Recorder::new(ctx.caps());
-            distances(&mut rec, rows, cols, padded, view(0, rows * padded), view(1, cols * padded), view(2, rows * cols))?;
-            select(&mut rec, rows, cols, c0, k, view(2, rows * cols), view(3, rows * k), view(4, rows * k))?;
-            Program::new(ctx, &rec.dispatches, |id| &buffers[id.0 as usize])?.run(ctx)?;
+            program.run(ctx)?;
             // Staging memory of uploads returns only when what uses it has run.
             ctx.wait()?;
         }

@@ -12,9 +12,10 @@ pub use cross_entropy::{correct, cross_entropy, cross_entropy_backward, referenc
 pub use dice::{reference_soft_dice, reference_soft_dice_backward, soft_dice, soft_dice_backward};
 
 use super::check::{Case, Trial, compare, numbers, with_bindings};
+use super::rows::turns;
 use super::{Const, batch_parts, specialise, vector};
 use crate::error::{Error, Result};
-use crate::gpu::{Dispatch, Recorder, View};
+use crate::gpu::{Caps, Dispatch, Recorder, View};
 
 /// An elementwise loss, averaged over each sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -27,8 +28,11 @@ pub enum Pointwise {
     BceLogits,
 }
 
-/// Elements of the shader's type that one workgroup handles.
-const PER_GROUP: usize = 1024;
+/// The header line of these kernels, and how many elements of the shader's type one workgroup handles.
+fn per_group(caps: &Caps) -> ((&'static str, Const), usize) {
+    let (header, turns) = turns(caps);
+    (header, 64 * turns)
+}
 
 /// How a sample is worked on: elements of the shader's type and workgroups.
 fn sample(op: &'static str, batch: usize, pred: View, goal: View, per_sample: View) -> Result<(usize, bool, usize)> {
@@ -43,12 +47,13 @@ fn sample(op: &'static str, batch: usize, pred: View, goal: View, per_sample: Vi
     Ok((per, quadruples, if quadruples { per / 4 } else { per }))
 }
 
-fn launch(kind: Pointwise, entry: &'static str, batch: usize, per: usize, first: usize) -> Dispatch {
+fn launch(caps: &Caps, kind: Pointwise, entry: &'static str, batch: usize, per: usize, first: usize) -> Dispatch {
     let quadruples = per.is_multiple_of(4);
     let n = if quadruples { per / 4 } else { per };
     let (elem, block) = vector(quadruples);
-    let parts = n.div_ceil(PER_GROUP);
-    let d = Dispatch::new("loss", entry, specialise("loss", &[elem, ("KIND", Const::U32(kind as usize))], &[block]));
+    let (turns, group) = per_group(caps);
+    let parts = n.div_ceil(group);
+    let d = Dispatch::new("loss", entry, specialise("loss", &[elem, turns, ("KIND", Const::U32(kind as usize))], &[block]));
     let d = d.param("batch", batch).param("sample", n).param("parts", parts).param("first", first);
     d.param("inverse", (1.0 / per as f64) as f32).groups(batch * parts).flops((4 * batch * per) as u64)
 }
@@ -60,13 +65,13 @@ fn launch(kind: Pointwise, entry: &'static str, batch: usize, per: usize, first:
 /// does not fit a binding.
 pub fn pointwise(rec: &mut Recorder<'_>, kind: Pointwise, batch: usize, pred: View, target: View, out: View) -> Result<()> {
     let (per, _, n) = sample("loss", batch, pred, target, out)?;
-    let parts = n.div_ceil(PER_GROUP);
+    let parts = n.div_ceil(per_group(rec.caps).1);
     let sums = rec.scratch(batch * parts);
     for (first, count) in batch_parts(rec.caps, "loss", batch, &[per], 4 * per as u64)? {
-        let d = launch(kind, "partial", count, per, first).bind(pred.slice(first * per, count * per));
+        let d = launch(rec.caps, kind, "partial", count, per, first).bind(pred.slice(first * per, count * per));
         rec.push(d.bind(target.slice(first * per, count * per)).bind(sums));
     }
-    rec.push(launch(kind, "finish", batch, per, 0).bind(sums).bind(out).groups(batch).flops((batch * parts) as u64));
+    rec.push(launch(rec.caps, kind, "finish", batch, per, 0).bind(sums).bind(out).groups(batch).flops((batch * parts) as u64));
     Ok(())
 }
 
@@ -90,7 +95,7 @@ pub fn pointwise_backward(
     }
     for (first, count) in batch_parts(rec.caps, "loss", batch, &[per], 4 * per as u64)? {
         let part = |v: View| v.slice(first * per, count * per);
-        let d = launch(kind, "backward", count, per, first);
+        let d = launch(rec.caps, kind, "backward", count, per, first);
         rec.push(d.bind(part(pred)).bind(part(target)).bind(d_out).bind(part(d_pred)));
     }
     Ok(())
@@ -244,7 +249,7 @@ mod tests {
 
     #[test]
     fn shapes_that_do_not_fit_are_errors() {
-        let caps = crate::gpu::Caps::minimal();
+        let caps = Caps::minimal();
         let mut rec = Recorder::new(&caps);
         let view = |n| View::whole(crate::gpu::BufferId(0), n);
         assert!(pointwise(&mut rec, Pointwise::Mse, 3, view(8), view(8), view(3)).is_err());

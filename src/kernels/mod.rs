@@ -13,6 +13,7 @@ pub mod batch_norm;
 pub mod check;
 pub mod conv3d;
 pub mod elementwise;
+mod fingerprint;
 pub mod knn;
 pub mod loss;
 pub mod optimiser;
@@ -22,6 +23,8 @@ pub mod reduce;
 mod rows;
 pub mod transform;
 pub mod upsample;
+
+pub use fingerprint::fingerprint;
 
 #[cfg(test)]
 mod difference;
@@ -62,7 +65,11 @@ fn file(name: &str) -> &'static str {
         "group_sum" => "common/group_sum.wgsl",
         "head" => "head.wgsl",
         "knn_distance" => "knn_distance.wgsl",
+        "knn_distance_tile" => "knn_distance_tile.wgsl",
         "knn_select" => "knn_select.wgsl",
+        "knn_select_bitonic" => "knn_select_bitonic.wgsl",
+        "knn_select_bound" => "knn_select_bound.wgsl",
+        "knn_select_rank" => "knn_select_rank.wgsl",
         "loss" => "loss.wgsl",
         "matrix_coop" => "common/matrix_coop.wgsl",
         "matrix_plain" => "common/matrix_plain.wgsl",

@@ -1,7 +1,7 @@
 //! Sums and means over rows (bias gradients, means of losses, global pooling) and their derivatives.
 
 use super::check::{Case, DTYPES, Outcome, Trial, allowed, as_stored, compare, numbers};
-use super::rows::{KINDS, Pretend, bound_at_once, elem, expect, row_chunks, row_parts, storage, successive, vector_width};
+use super::rows::{KINDS, Pretend, bound_at_once, elem, expect, most_chunks, row_chunks, row_parts, storage, successive, vector_width};
 use super::{sample_parts, specialise};
 use crate::error::Result;
 use crate::gpu::{Caps, Context, Dispatch, Dtype, Recorder, View};
@@ -94,7 +94,7 @@ pub(super) fn segment_sum(
             .map(|(first, n)| (x.slice(first * sample, n * sample), Blocks { segments: n, rows, channels }))
             .collect()
     };
-    let most = (MOST_CHUNKS / segments).max(1);
+    let most = (most_chunks(rec.caps, MOST_CHUNKS) / segments).max(1);
     let partial_rows: usize = parts.iter().map(|(_, b)| b.segments * b.chunks(most)).sum();
     let joined = parts[0].1.channels / channels;
     let whole = partial_rows * joined == segments;

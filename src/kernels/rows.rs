@@ -69,6 +69,18 @@ pub(super) fn successive(caps: &Caps) -> (&'static str, Const) {
     ("SUCCESSIVE", Const::Bool(caps.kind == Kind::Cpu))
 }
 
+/// Most chunks of a reduction whose own bound is `most`. A processor is busy with few workgroups, and each barrier of one
+/// costs it as much as many loads.
+pub(super) fn most_chunks(caps: &Caps, most: usize) -> usize {
+    if caps.kind == Kind::Cpu { most.min(16) } else { most }
+}
+
+/// The header line for kernels that add up TURNS values an invocation, and those values.
+pub(super) fn turns(caps: &Caps) -> ((&'static str, Const), usize) {
+    let turns = if caps.kind == Kind::Cpu { 128 } else { 16 };
+    (("TURNS", Const::U32(turns)), turns)
+}
+
 /// Rows cut into chunks, one workgroup for each chunk and block of channel vectors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Chunks {

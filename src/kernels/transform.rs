@@ -27,6 +27,10 @@ pub use reference::{
 const RADIUS: usize = 32;
 /// Outputs of one invocation of the blur.
 const BLOCK: usize = 8;
+/// Windows of local shuffling that a workgroup works on.
+const WINDOWS: usize = 8;
+/// Operations a voxel of the kernel that works point by point, at worst.
+const POINT_FLOPS: usize = 400;
 /// Standard deviation of the elastic Gaussian in voxels.
 const SIGMA: f64 = 8.0;
 
@@ -146,9 +150,17 @@ impl Geometry {
         }
     }
 
-    fn source(&self, name: &str, blocks: &[(&str, &str)]) -> Arc<str> {
+    fn source(&self, name: &str, header: &[(&str, Const)], blocks: &[(&str, &str)]) -> Arc<str> {
         let [x, y, z] = self.size.map(Const::U32);
-        specialise(name, &[("NX", x), ("NY", y), ("NZ", z)], blocks)
+        specialise(name, &[&[("NX", x), ("NY", y), ("NZ", z)], header].concat(), blocks)
+    }
+
+    /// Operations of a shuffling window of mean size: each voxel's key is compared with every other's.
+    fn window_flops(&self) -> u64 {
+        let sides = self.size.map(|s| (s / 10).max(1) as u64);
+        let voxels: u64 = sides.iter().map(|s| s.div_ceil(2)).product();
+        let pairs: u64 = sides.iter().map(|s| ((s + 1) * (2 * s + 1)).div_ceil(6)).product();
+        300 + 100 * voxels + 8 * pairs
     }
 }
 
@@ -159,25 +171,56 @@ fn gaussian() -> Vec<f64> {
     raw.iter().map(|w| w / sum).collect()
 }
 
-/// The unrolled text of the blur: loads with their contributions, and the guarded stores.
-fn blur_blocks() -> (String, String) {
+const ONE_PAIR: &str = "
+const WIDTH: u32 = 1u;
+fn noise_pairs(key: vec2<u32>, i: u32) -> Pairs { return noise_at(key, i); }
+fn pair_at(voxel: u32) -> vec2<f32> { return field[voxel]; }
+";
+const TWO_PAIRS: &str = "
+const WIDTH: u32 = 2u;
+fn noise_pairs(key: vec2<u32>, i: u32) -> Pairs { return vec4<f32>(noise_at(key, 2u * i), noise_at(key, 2u * i + 1u)); }
+fn pair_at(voxel: u32) -> vec2<f32> {
+    let v = field[voxel / 2u];
+    return select(v.xy, v.zw, voxel % 2u == 1u);
+}
+";
+
+/// The unrolled text of the blur: loads with their contributions, and the guarded stores. With `along` a load holds
+/// two taps of the axis, and so does a store.
+fn blur_blocks(along: bool) -> (String, String) {
     let weights = gaussian();
+    let per = if along { 2 } else { 1 };
     let (mut taps, mut stores) = (String::new(), String::new());
     for k in 0..BLOCK {
-        let _ = writeln!(taps, "    var a{k} = vec2<f32>();");
-        let guard = format!("at + {k}u * params.stride");
-        let _ = writeln!(stores, "    if {guard} < end {{ field_out[{guard}] = a{k} * params.scale; }}");
+        let _ = writeln!(taps, "    var a{k} = {}();", if along { "vec2<f32>" } else { "Pairs" });
     }
-    for t in 0..BLOCK + 2 * RADIUS {
-        let _ = write!(taps, "    {{ let v = tap(base, first + {}i);", t as i64 - RADIUS as i64);
-        for k in 0..BLOCK {
-            if let Some(w) = t.checked_sub(k).and_then(|i| weights.get(i)) {
-                let _ = write!(taps, " a{k} += v * {:.9e}f;", *w as f32);
+    for k in 0..BLOCK / per {
+        let guard = format!("at + {k}u * params.stride");
+        let sum = if along { format!("vec4<f32>(a{}, a{})", 2 * k, 2 * k + 1) } else { format!("a{k}") };
+        let _ = writeln!(stores, "    if {guard} < end {{ field_out[{guard}] = {sum} * params.scale; }}");
+    }
+    for t in (0..BLOCK + 2 * RADIUS).step_by(per) {
+        let _ = write!(taps, "    {{ let v = tap(base, first + {}i);", (t as i64 - RADIUS as i64) / per as i64);
+        for (tap, value) in (t..t + per).zip(if along { ["v.xy", "v.zw"] } else { ["v"; 2] }) {
+            for k in 0..BLOCK {
+                if let Some(w) = tap.checked_sub(k).and_then(|i| weights.get(i)) {
+                    let _ = write!(taps, " a{k} += {value} * {:.9e}f;", *w as f32);
+                }
             }
         }
         taps.push_str(" }\n");
     }
     (taps, stores)
+}
+
+/// The elastic kernels with a blur along z or across it, where z is even.
+fn elastic_source(geometry: &Geometry, along: bool) -> Arc<str> {
+    let two = geometry.size[2].is_multiple_of(2);
+    let (taps, stores) = blur_blocks(along);
+    let block = if along { BLOCK / 2 } else { BLOCK };
+    let header = [("Pairs", Const::Type(if two { "vec4<f32>" } else { "vec2<f32>" })), ("BLOCK", Const::U32(block))];
+    let pairs = if two { TWO_PAIRS } else { ONE_PAIR };
+    geometry.source("transform_elastic", &header, &[("taps", &taps), ("stores", &stores), ("pairs", pairs)])
 }
 
 /// `output` = `input` with each sample's axes reversed as its `flip` says.
@@ -188,7 +231,7 @@ fn blur_blocks() -> (String, String) {
 /// [`Error::Shape`] when the views do not fit `geometry`, [`Error::ExceedsLimit`] when one crop does not fit a binding.
 pub fn flip(rec: &mut Recorder<'_>, geometry: &Geometry, samples: View, input: View, output: View) -> Result<()> {
     geometry.check(samples, &[input, output])?;
-    let (v, source) = (geometry.voxels(), geometry.source("transform_flip", &[]));
+    let (v, source) = (geometry.voxels(), geometry.source("transform_flip", &[], &[]));
     for (n0, n) in geometry.parts(rec, 1, 1)? {
         let d = Dispatch::new("transform", "flip", source.clone()).groups(geometry.groups(n)).flops((n * v) as u64);
         rec.push(
@@ -199,37 +242,27 @@ pub fn flip(rec: &mut Recorder<'_>, geometry: &Geometry, samples: View, input: V
 }
 
 /// The smoothed displacement of `count` samples from scratch `fields`; returns the one that holds the result.
-fn displacement(
-    rec: &mut Recorder<'_>,
-    geometry: &Geometry,
-    source: &Arc<str>,
-    alpha: f32,
-    samples: View,
-    count: usize,
-    fields: [View; 2],
-) -> View {
+fn displacement(rec: &mut Recorder<'_>, geometry: &Geometry, alpha: f32, samples: View, count: usize, fields: [View; 2]) -> View {
     let [nx, ny, nz] = geometry.size;
+    let per = if nz.is_multiple_of(2) { 2 } else { 1 };
+    let [across, along] = [false, per == 2].map(|along| elastic_source(geometry, along));
     let pairs = count * geometry.voxels();
     let [mut from, mut to] = fields.map(|f| f.slice(0, 2 * pairs));
-    rec.push(
-        Dispatch::new("transform", "noise", source.clone())
-            .bind(samples)
-            .bind(from)
-            .groups(geometry.groups(count))
-            .flops(100 * pairs as u64),
-    );
+    let d = Dispatch::new("transform", "noise", across.clone()).bind(samples).bind(from);
+    rec.push(d.items(pairs / per, 64).flops(100 * pairs as u64));
     // In an image (one slice) nothing is smoothed across slices. The last pass scales.
-    let passes = [(nz, 1), (ny, nz), (nx, ny * nz)];
-    for (k, (length, stride)) in passes.into_iter().enumerate().skip(usize::from(nz == 1)) {
-        let blocks = length.div_ceil(BLOCK);
-        let d = Dispatch::new("transform", "blur", source.clone())
+    let line = nz / per;
+    let passes = [(line, 1, BLOCK / per, along), (ny, line, BLOCK, across.clone()), (nx, ny * line, BLOCK, across)];
+    for (k, (length, stride, block, source)) in passes.into_iter().enumerate().skip(usize::from(nz == 1)) {
+        let blocks = length.div_ceil(block);
+        let d = Dispatch::new("transform", "blur", source)
             .bind(from)
             .bind(to)
             .param("length", length)
             .param("stride", stride)
             .param("blocks", blocks)
             .param("scale", if k == 2 { alpha } else { 1.0 });
-        rec.push(d.items(pairs / length * blocks, 64).flops(4 * (2 * RADIUS as u64 + 1) * pairs as u64));
+        rec.push(d.items(pairs / per / length * blocks, 64).flops(4 * (2 * RADIUS as u64 + 1) * pairs as u64));
         (from, to) = (to, from);
     }
     from
@@ -245,18 +278,48 @@ fn displacement(
 /// As [`flip`].
 pub fn elastic(rec: &mut Recorder<'_>, geometry: &Geometry, alpha: f32, samples: View, input: View, output: View) -> Result<()> {
     geometry.check(samples, &[input, output])?;
-    let (taps, stores) = blur_blocks();
-    let source = geometry.source("transform_elastic", &[("taps", &taps), ("stores", &stores)]);
+    let source = elastic_source(geometry, false);
     let v = geometry.voxels();
     let parts = geometry.parts(rec, 2, 260)?;
     let most = parts.iter().map(|p| p.1).max().unwrap_or(0);
     let fields = [rec.scratch(2 * most * v), rec.scratch(2 * most * v)];
     for (n0, n) in parts {
-        let field = displacement(rec, geometry, &source, alpha, samples.slice(n0 * Sample::WORDS, n * Sample::WORDS), n, fields);
+        let field = displacement(rec, geometry, alpha, samples.slice(n0 * Sample::WORDS, n * Sample::WORDS), n, fields);
         let d = Dispatch::new("transform", "resample", source.clone()).bind(field).bind(input.slice(n0 * v, n * v));
         rec.push(d.bind(output.slice(n0 * v, n * v)).groups(geometry.groups(n)).flops(20 * (n * v) as u64));
     }
     Ok(())
+}
+
+const COUNT_TILE: &str = "
+var<workgroup> tile_keys: array<vec2<u32>, LANES>;
+fn count_before(keys: vec2<u32>, first: u32, pairs: u32, mine: u32, me: u32, t: u32) -> u32 {
+    workgroupBarrier();
+    tile_keys[t] = keys;
+    workgroupBarrier();
+    var n = 0u;
+    for (var l = 0u; l < pairs; l++) { n += before(tile_keys[l], first + 2u * l, mine, me); }
+    return n;
+}
+";
+const COUNT_BROADCAST: &str = "
+fn count_before(keys: vec2<u32>, first: u32, pairs: u32, mine: u32, me: u32, t: u32) -> u32 {
+    var n = before(subgroupBroadcast(keys, 0u), first, mine, me);
+    n += before(subgroupBroadcast(keys, 1u), first + 2u, mine, me);
+    n += before(subgroupBroadcast(keys, 2u), first + 4u, mine, me);
+    n += before(subgroupBroadcast(keys, 3u), first + 6u, mine, me);
+    n += before(subgroupBroadcast(keys, 4u), first + 8u, mine, me);
+    n += before(subgroupBroadcast(keys, 5u), first + 10u, mine, me);
+    n += before(subgroupBroadcast(keys, 6u), first + 12u, mine, me);
+    n += before(subgroupBroadcast(keys, 7u), first + 14u, mine, me);
+    return n;
+}
+";
+
+/// Ranges `(first, end)` of `units`, of `flops` each, that stay below `most`.
+fn ranges(units: usize, flops: u64, most: u64) -> impl Iterator<Item = (usize, usize)> {
+    let step = usize::try_from(most / flops.max(1)).unwrap_or(usize::MAX).max(1);
+    (0..units).step_by(step).map(move |first| (first, first.saturating_add(step).min(units)))
 }
 
 /// `output` = `input` after each sample's local shuffling, non-linear map and painting, in this order.
@@ -266,30 +329,50 @@ pub fn elastic(rec: &mut Recorder<'_>, geometry: &Geometry, alpha: f32, samples:
 /// # Errors
 /// As [`flip`].
 pub fn distort(rec: &mut Recorder<'_>, geometry: &Geometry, most_windows: usize, samples: View, input: View, output: View) -> Result<()> {
+    let most_flops = rec.caps.max_dispatch_flops();
+    distort_within(rec, geometry, most_flops, most_windows, samples, input, output)
+}
+
+/// [`distort`] in dispatches of `most_flops`.
+fn distort_within(
+    rec: &mut Recorder<'_>,
+    geometry: &Geometry,
+    most_flops: u64,
+    most_windows: usize,
+    samples: View,
+    input: View,
+    output: View,
+) -> Result<()> {
     geometry.check(samples, &[input, output])?;
     let v = geometry.voxels();
-    let (shuffle, point) = (geometry.source("transform_shuffle", &[]), geometry.source("transform_point", &[]));
-    // A voxel evaluates a key for each voxel of the largest window at worst.
-    let window: usize = geometry.size.iter().map(|s| (s / 10).max(1)).product();
-    let work = 400 + 60 * window;
-    let parts = geometry.parts(rec, 1, work)?;
+    // A subgroup of eight on a processor gains nothing from company; elsewhere a window has voxels for 64.
+    let lanes = if rec.caps.subgroup8() { 8 } else { 64 };
+    let header = [("LANES", Const::U32(lanes)), ("WINDOWS", Const::U32(WINDOWS))];
+    let count = if lanes == 8 { COUNT_BROADCAST } else { COUNT_TILE };
+    let shuffle = geometry.source("transform_shuffle", &header, &[("count_before", count)]);
+    let point = geometry.source("transform_point", &[], &[]);
+    let parts = geometry.parts(rec, 1, POINT_FLOPS)?;
     let owners = rec.scratch(parts.iter().map(|p| p.1).max().unwrap_or(0) * v);
     for (n0, n) in parts {
         let samples = samples.slice(n0 * Sample::WORDS, n * Sample::WORDS);
         let owners = owners.slice(0, n * v);
         if most_windows > 0 {
             rec.push(Dispatch::new("transform", "clear", shuffle.clone()).bind(owners).items(n * v, 64));
-            rec.push(
-                Dispatch::new("transform", "claim", shuffle.clone())
-                    .bind(samples)
-                    .bind(owners)
-                    .param("windows", most_windows)
-                    .groups(n * most_windows.div_ceil(64))
-                    .flops((n * most_windows * (300 + window)) as u64),
-            );
+            let over = |entry, (first, end): (usize, usize), flops: u64| {
+                let d = Dispatch::new("transform", entry, shuffle.clone()).bind(samples).bind(owners);
+                let d = d.param("first", first).param("windows", end).groups(n * (end - first).div_ceil(WINDOWS));
+                d.flops((n * (end - first)) as u64 * flops)
+            };
+            let flops = geometry.window_flops();
+            rec.push(over("claim", (0, most_windows), 300));
+            rec.dispatches.extend(ranges(most_windows, n as u64 * flops, most_flops).map(|range| over("permute", range, flops)));
         }
-        let d = Dispatch::new("transform", "point", point.clone()).bind(samples).bind(owners).bind(input.slice(n0 * v, n * v));
-        rec.push(d.bind(output.slice(n0 * v, n * v)).groups(geometry.groups(n)).flops((n * v * work) as u64));
+        let flops = (256 * POINT_FLOPS) as u64;
+        for (first, end) in ranges(n * v.div_ceil(256), flops, most_flops) {
+            let d = Dispatch::new("transform", "point", point.clone()).bind(samples).bind(owners).bind(input.slice(n0 * v, n * v));
+            let d = d.bind(output.slice(n0 * v, n * v)).param("first", first).groups(end - first);
+            rec.push(d.flops((end - first) as u64 * flops));
+        }
     }
     Ok(())
 }

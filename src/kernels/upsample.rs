@@ -30,6 +30,11 @@ impl Geom {
         Ok(())
     }
 
+    /// Whether the entries for twice the size apply.
+    fn doubles(&self) -> bool {
+        (0..3).all(|a| self.output[a] == 2 * self.input[a])
+    }
+
     fn in_sample(&self) -> usize {
         self.input.iter().product::<usize>() * self.channels
     }
@@ -50,7 +55,7 @@ fn record(rec: &mut Recorder<'_>, g: &Geom, entry: &'static str, backward: bool,
     let source = specialise("upsample", &[elem(width), stored(width, dtype)], &[]);
     let flops = 16 * g.out_sample() as u64;
     for (n0, n) in sample_parts(rec.caps, "upsample", g.batch, &[from_sample, to_sample].map(|n| n as u64 * dtype.bytes()), flops)? {
-        let vectors = n * to_sample / width;
+        let vectors = n * (if entry == "nearest_forward_2" { from_sample } else { to_sample }) / width;
         rec.push(
             Dispatch::new("upsample", entry, source.clone())
                 .bind(from.slice(n0 * from_sample, n * from_sample))
@@ -76,7 +81,7 @@ fn record(rec: &mut Recorder<'_>, g: &Geom, entry: &'static str, backward: bool,
 /// [`Error::Shape`] when a view does not fit `g`, types differ or a size is zero, [`Error::ExceedsLimit`] when too few samples
 /// can be bound.
 pub fn nearest_forward(rec: &mut Recorder<'_>, g: &Geom, x: View, y: View) -> Result<()> {
-    record(rec, g, "nearest_forward", false, x, y)
+    record(rec, g, if g.doubles() { "nearest_forward_2" } else { "nearest_forward" }, false, x, y)
 }
 
 /// `d_x` of [`nearest_forward`]; 0 for an input that no output reads.
@@ -84,7 +89,7 @@ pub fn nearest_forward(rec: &mut Recorder<'_>, g: &Geom, x: View, y: View) -> Re
 /// # Errors
 /// As [`nearest_forward`].
 pub fn nearest_backward(rec: &mut Recorder<'_>, g: &Geom, d_y: View, d_x: View) -> Result<()> {
-    record(rec, g, "nearest_backward", true, d_y, d_x)
+    record(rec, g, if g.doubles() { "nearest_backward_2" } else { "nearest_backward" }, true, d_y, d_x)
 }
 
 /// Linear interpolation on each axis at max(0, (o + ½) · input / output - ½), the last input repeated
@@ -184,6 +189,7 @@ pub fn cases() -> Vec<Case> {
         (1, [1; 3], [1; 3], 1, whole),
         (2, [3, 4, 5], [6, 8, 10], 4, whole),
         (1, [8; 3], [16; 3], 16, whole),
+        (2, [1, 3, 5], [2, 6, 10], 3, whole),
         (2, [3, 5, 2], [7, 4, 9], 3, whole),
         (1, [1, 6, 7], [1, 13, 5], 5, whole),
         (1, [7, 10, 9], [1, 3, 4], 8, whole),

@@ -74,8 +74,7 @@ fn pack(lives: &[Life]) -> (Vec<usize>, Vec<u64>) {
 /// Assigns slots to the values of `graph` and to the scratch buffers of its operations; with `share` false each has its own.
 pub(super) fn assign<'s>(graph: &Graph, scratch: impl Iterator<Item = &'s [u64]>, share: bool) -> Assignment {
     let (values, steps) = (graph.values(), graph.nodes().len());
-    let mut lives: Vec<Life> =
-        values.iter().map(|v| Life { bytes: v.shape.len() as u64 * v.dtype.bytes(), first: usize::MAX, last: 0 }).collect();
+    let mut lives: Vec<Life> = values.iter().map(|v| Life { bytes: v.bytes(), first: usize::MAX, last: 0 }).collect();
     for (i, node) in graph.nodes().iter().enumerate() {
         for v in node.inputs.iter().chain(&node.outputs) {
             let life = &mut lives[v.0];

@@ -8,13 +8,15 @@
 pub mod fuse;
 mod lower;
 mod memory;
+pub mod recompute;
 mod session;
+pub mod tuning;
 
 pub use fuse::{Fusion, fuse};
 pub use session::{Session, Store};
 
 use crate::error::{Error, Result};
-use crate::gpu::{BufferId, Caps, Choices, Dispatch, Dtype, Program, Recorder};
+use crate::gpu::{BufferId, Caps, Choices, Context, Dispatch, Dtype, Program, Recorder};
 use crate::graph::{Graph, Home, ValueId};
 
 /// Buffers of a plan by name: the flat ones, then one for each value.
@@ -45,6 +47,8 @@ pub struct PlannedOp {
     pub bytes: u64,
     /// Slots of its results.
     pub slots: Vec<usize>,
+    /// Keys of [`Options::choices`] that its kernels asked for.
+    pub keys: Vec<String>,
 }
 
 /// How a graph is planned, besides for which adapter.
@@ -64,6 +68,13 @@ impl Default for Options {
     /// Shared memory, default variants and fusion, nothing computed twice.
     fn default() -> Self {
         Self { share: true, choices: Choices::default(), fusion: None, recompute: false }
+    }
+}
+
+impl Options {
+    /// The default, with the variants that a device is to use.
+    pub fn of(ctx: &Context) -> Self {
+        Self { choices: ctx.choices(), ..Self::default() }
     }
 }
 
@@ -115,12 +126,14 @@ impl Plan {
                 caps.name
             )));
         }
-        let graph = &fuse(graph, &options.fusion.unwrap_or_else(|| Fusion::on(caps)), caps);
+        let fused = fuse(graph, &options.fusion.unwrap_or_else(|| Fusion::on(caps)), caps);
+        let graph = &if options.recompute { recompute::recompute(&fused) } else { fused };
         let mut lowered = Vec::with_capacity(graph.nodes().len());
         for node in graph.nodes() {
             let mut rec = Recorder::tuned(caps, &options.choices);
             lower::lower(graph, node, &mut rec)?;
-            lowered.push((rec.dispatches, rec.scratch));
+            let keys = rec.asked();
+            lowered.push((rec.dispatches, rec.scratch, keys));
         }
         let assignment = memory::assign(graph, lowered.iter().map(|l| l.1.as_slice()), options.share);
         let mut plan = Self {
@@ -132,7 +145,7 @@ impl Plan {
             live_bytes: assignment.live,
             has_grads: graph.values().iter().any(|v| matches!(v.home, Home::Grad(_))),
         };
-        for ((node, (dispatches, _)), scratch_slots) in graph.nodes().iter().zip(lowered).zip(assignment.scratch) {
+        for ((node, (dispatches, _, keys)), scratch_slots) in graph.nodes().iter().zip(lowered).zip(assignment.scratch) {
             let first = plan.dispatches.len();
             for mut d in dispatches {
                 for view in &mut d.bindings {
@@ -152,6 +165,7 @@ impl Plan {
                 bytes: plan.dispatches[range.clone()].iter().map(|d| d.bytes).sum(),
                 dispatches: range,
                 slots: node.outputs.iter().filter_map(|o| plan.slot_of[o.0]).collect(),
+                keys,
             });
         }
         plan.check(caps)?;

@@ -95,6 +95,11 @@ impl Session {
         &self.plan
     }
 
+    /// What is replayed, one step for each of the plan's dispatches.
+    pub fn program(&self) -> &Program {
+        &self.program
+    }
+
     /// Replays the plan once; returns without waiting.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use super::update::Update;
 use crate::config::{Auto, Config, Optimiser, Precision};
 use crate::error::{Error, Result};
 use crate::gpu::{Caps, Kind, STAGING};
-use crate::graph::Graph;
+use crate::graph::{Graph, Value};
 use crate::model::{Mode, Spec};
 use crate::plan::{Options, Plan};
 use crate::transform::Augment;
@@ -85,7 +85,11 @@ impl Stage {
         first.then_some(Objective::Classification { classes }).into_iter().chain([joint]).map(stage).collect()
     }
 
-    fn graph(&self, micro: usize, mode: Mode) -> Result<Graph> {
+    /// The graph of a step or of a validation with `micro` samples.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for a grid that does not suit the network.
+    pub fn graph(&self, micro: usize, mode: Mode) -> Result<Graph> {
         Ok(self.objective.graph(&self.spec, micro, self.size, mode)?.stored_in(self.precision))
     }
 
@@ -131,7 +135,7 @@ impl Stage {
     /// Whether a plan of `micro` samples is out of the question, found without making it.
     fn hopeless(&self, caps: &Caps, micro: usize, budget: Option<u64>) -> Result<bool> {
         let graph = self.graph(micro, Mode::Train)?;
-        let largest = graph.values().iter().map(|v| v.shape.len() as u64 * v.dtype.bytes()).max().unwrap_or(0);
+        let largest = graph.values().iter().map(Value::bytes).max().unwrap_or(0);
         Ok(largest > caps.max_buffer || budget.is_some_and(|b| largest > b))
     }
 }

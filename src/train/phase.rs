@@ -228,7 +228,7 @@ impl Phase<'_> {
     }
 
     fn options(&self) -> Options {
-        Options { recompute: self.recompute, ..Options::default() }
+        Options { recompute: self.recompute, ..Options::of(self.ctx) }
     }
 
     fn graph(&self, mode: Mode) -> Result<Graph> {
@@ -520,7 +520,7 @@ impl Phase<'_> {
         let ctx = self.ctx;
         let graph = self.graph(Mode::Train)?;
         // Every operation by itself: the more there are, the better the place is known.
-        let options = Options { share: false, fusion: Some(Fusion::NONE), ..Options::default() };
+        let options = Options { share: false, fusion: Some(Fusion::NONE), ..Options::of(ctx) };
         let trace = Session::new(ctx, Plan::with(&graph, ctx.caps(), &options)?, store)?;
         for first in (0..self.batch).step_by(self.micro) {
             rig.feed(ctx, Part::of(batch, first, self.micro), draws)?;

@@ -79,7 +79,7 @@ pub fn run(
         }
         (state, metadata, tensors)
     });
-    let fit = fit(config, ctx.caps(), &Options::default(), &Stage::pretraining(config), t.micro_batch)?;
+    let fit = fit(config, ctx.caps(), &Options::of(ctx), &Stage::pretraining(config), t.micro_batch)?;
     if t.micro_batch.given().is_none() {
         observer.note(&format!("training: {fit}"));
     }

@@ -201,6 +201,11 @@ impl Update {
         if part == 0 { self.begin.run(ctx) } else { self.more.run(ctx) }
     }
 
+    /// What a step replays: taking the first part, and the update.
+    pub fn programs(&self) -> [&Program; 2] {
+        [&self.begin, &self.apply]
+    }
+
     /// Updates the parameters with the mean gradient of the parts taken, unless its norm or the loss is not finite;
     /// returns without waiting.
     ///

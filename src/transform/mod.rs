@@ -128,6 +128,11 @@ impl Augment {
         self.rules.draw(self.seed, sample, draws)
     }
 
+    /// What [`Augment::apply`] replays for a batch in which something is distorted.
+    pub fn program(&self) -> &Program {
+        &self.distorted
+    }
+
     /// Submits the transformation of a batch: uploads the original `crops` (`[batch, x, y, z]`)
     /// and what was drawn for `samples` (the crops' ids), then replays the kernels. Returns without waiting.
     ///

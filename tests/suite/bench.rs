@@ -61,6 +61,12 @@ fn every_operation_agrees_with_its_reference_in_every_pass_and_variant() {
             for shape in shapes {
                 let problem = catalogue::problem(ctx.caps(), &kind, pass, shape, &Options::default()).unwrap();
                 wrong.extend(faults(ctx, &problem));
+                let half = Options { dtype: Dtype::F16, ..Options::default() };
+                // Operations on 32-bit values only say so.
+                if let Ok(problem) = catalogue::problem(ctx.caps(), &kind, pass, shape, &half) {
+                    assert_eq!(problem.row("").dtype, "f16", "{problem:?}");
+                    wrong.extend(faults(ctx, &problem).into_iter().map(|f| format!("f16 {f}")));
+                }
             }
         }
     }
@@ -217,7 +223,7 @@ fn wrong_wishes_are_answered_in_a_sentence() {
         (&["op", "conv3d", "--shape", "1,2,3,4,5,6", "--kernel", "0"], "--kernel 0"),
         (&["op", "--suite", "ynet"], "did you mean `ynet3d`?"),
         (&["op", "--suite", "absent.toml"], "absent.toml"),
-        (&["op", "relu", "--shape", "1,1,1,1,1", "--time-limit", "-1"], "--time-limit"),
+        (&["op", "relu", "--shape", "1,1,1,1,1", "--time-limit", "0"], "--time-limit"),
         (&["compare", "a.json", "b.json", "--threshold", "x"], "--threshold x"),
     ] {
         let out = semgen(dir.path(), &[&["bench"], args].concat());

@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use crate::harness;
 
 /// Settings with which a whole run takes seconds.
-const TINY: &str = "
+pub(crate) const TINY: &str = "
 seed = 3
 [cube]
 size = [16, 16, 8]
@@ -109,7 +109,7 @@ fn shared(name: &str) -> PathBuf {
 }
 
 /// A folder of six small synthetic patients with their label maps.
-fn scans() -> &'static Path {
+pub(crate) fn scans() -> &'static Path {
     static SCANS: OnceLock<PathBuf> = OnceLock::new();
     SCANS.get_or_init(|| {
         let out = shared("cli-scans").join("scans");
@@ -367,6 +367,14 @@ fn devices_and_plans_are_tables_or_json() {
         let sum: u64 = parts.iter().filter(|(k, _)| *k != "total").map(|(_, v)| v.as_u64().unwrap()).sum();
         assert_eq!(Some(sum), parts["total"].as_u64());
     }
+    let single = json(&["plan", "--config", text(&config), "--adapter", "none", "--ops", "--unfused"]);
+    let names = |plan: &Value| -> Vec<String> {
+        plan["phases"][2]["ops"].as_array().unwrap().iter().map(|o| o["op"].as_str().unwrap().to_owned()).collect()
+    };
+    let (fused, apart) = (names(&plan), names(&single));
+    assert!(fused.iter().any(|n| n == "load+conv3d+statistics") && fused.len() < apart.len(), "{fused:?}");
+    assert!(apart.iter().all(|n| !n.contains('+')), "{apart:?}");
+    assert!(phases[2]["bytes_per_step"].as_u64() < single["phases"][2]["bytes_per_step"].as_u64());
     let shown = String::from_utf8(run(&["plan", "--config", text(&config), "--ops"], 0).stdout).unwrap();
     assert!(shown.contains("down_tr64.ops.0.conv1") && shown.contains("conv3d"), "{shown}");
     assert!(refused(&["plan", "--adapter", "none", "--set", "cube.size=[512,512,512]"]).contains("needs"));

@@ -3,10 +3,12 @@
 use std::time::Instant;
 
 use semantic_genesis::config::{Config, Optimiser};
+use semantic_genesis::gpu::Context;
 use semantic_genesis::kernels::check::numbers;
 use semantic_genesis::kernels::optimiser::Hyper;
 use semantic_genesis::model::{Mode, Spec};
 use semantic_genesis::plan::{Plan, Session, Store};
+use semantic_genesis::train::fit::Stage;
 use semantic_genesis::train::network::Objective;
 use semantic_genesis::train::update::{Update, moments};
 
@@ -66,4 +68,43 @@ fn a_step_of_the_published_network_is_timed() {
         bytes >> 20
     );
     assert!(losses.iter().all(|l| l.is_finite()) && losses[0] != losses[1] && seconds < 90.0, "{losses:?} in {seconds} s");
+}
+
+/// Prints what passes from nothing to the end of the first step, with compiled pipelines kept in `SEMGEN_CACHE`, for the
+/// width and the cube in `SEMGEN_STEP` (`32,64,64,32` unless given):
+/// `cargo test --release --test suite first_step -- --ignored --nocapture`.
+#[test]
+#[ignore = "computes for a minute on a processor; run it by name"]
+fn the_first_step_is_timed() {
+    let given = std::env::var("SEMGEN_STEP").unwrap_or_else(|_| "32,64,64,32".into());
+    let [base, size @ ..]: [usize; 4] = given.split(',').map(|n| n.parse().unwrap()).collect::<Vec<_>>().try_into().unwrap();
+    let config = Config::load(None, &[format!("model.base_channels={base}"), format!("cube.size={size:?}"), "train.batch_size=1".into()]);
+    let config = config.unwrap();
+    let begun = Instant::now();
+    let passed = |what: &str| println!("{:>7.2} s  {what}", begun.elapsed().as_secs_f64());
+    let ctx = Context::new(None).unwrap();
+    let ctx = match semantic_genesis::files::cache_dir() {
+        Some(dir) => ctx.keep_pipelines(&dir),
+        None => ctx,
+    };
+    passed("the device is open");
+    let stage = Stage::pretraining(&config).pop().unwrap();
+    let graph = stage.objective.graph(&stage.spec, 1, stage.size, Mode::Train).unwrap();
+    let plan = Plan::new(&graph, ctx.caps()).unwrap();
+    passed(&format!("planned, {} dispatches", plan.dispatches.len()));
+    let store = Store::new(&ctx, &graph, 0).unwrap();
+    passed("parameters are there");
+    let session = Session::new(&ctx, plan, &store).unwrap();
+    passed(&format!("the step is ready, {:?}", ctx.counters()));
+    let losses = [session.output("loss").unwrap()];
+    let mut update = Update::new(&ctx, &store, Optimiser::Adam, Hyper::default(), 0.0, 1, &losses).unwrap();
+    passed("the optimiser is ready");
+    for step in 1..=3 {
+        session.run(&ctx).unwrap();
+        update.take(&ctx, 0).unwrap();
+        update.apply(&ctx, 1e-3).unwrap();
+        let submitted = begun.elapsed().as_secs_f64();
+        let report = update.report(&ctx).unwrap();
+        passed(&format!("step {step}, submitted at {submitted:.2} s, {report:?}"));
+    }
 }

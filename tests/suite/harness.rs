@@ -61,6 +61,41 @@ impl Rig {
     }
 }
 
+/// The program with a folder for caches of its own.
+pub(crate) struct Program<'a> {
+    cache: &'a std::path::Path,
+}
+
+impl<'a> Program<'a> {
+    pub(crate) fn new(cache: &'a std::path::Path) -> Self {
+        Self { cache }
+    }
+
+    /// Runs to the end; the exit status must be `code`.
+    pub(crate) fn run(&self, args: &[&str], code: i32) -> std::process::Output {
+        let output = std::process::Command::new(assert_cmd::cargo::cargo_bin!("semgen"))
+            .args(args)
+            .env("SEMGEN_CACHE", self.cache)
+            .output()
+            .unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "semgen {}: {stderr}", args.join(" "));
+        assert!(!stderr.contains("panicked"), "{stderr}");
+        output
+    }
+
+    /// The result that a successful call prints with `--json`.
+    pub(crate) fn json(&self, args: &[&str]) -> serde_json::Value {
+        serde_json::from_slice(&self.run(&[args, &["--json"]].concat(), 0).stdout).unwrap()
+    }
+
+    /// The sentence with which a call is refused.
+    pub(crate) fn refused(&self, args: &[&str]) -> String {
+        let output = self.run(args, 2);
+        String::from_utf8(output.stderr).unwrap().lines().last().unwrap().trim_start_matches("semgen: ").to_owned()
+    }
+}
+
 /// f32 as f64.
 pub(crate) fn wide(v: &[f32]) -> Vec<f64> {
     v.iter().map(|&x| f64::from(x)).collect()

@@ -5,12 +5,12 @@ use std::collections::HashMap;
 
 use semantic_genesis::config::{Activation, Norm, Optimiser, Variant};
 use semantic_genesis::doctor::parity::Network;
-use semantic_genesis::gpu::{Caps, Context, reflect};
+use semantic_genesis::gpu::{Caps, Context, Kind, reflect};
 use semantic_genesis::graph::{Graph, Home};
 use semantic_genesis::kernels::check::numbers;
 use semantic_genesis::kernels::optimiser::Hyper;
 use semantic_genesis::model::{Mode, Spec};
-use semantic_genesis::plan::Plan;
+use semantic_genesis::plan::{Fusion, Options, Plan};
 use semantic_genesis::train::network::Objective;
 use semantic_genesis::train::update::Update;
 
@@ -233,17 +233,61 @@ fn what_cannot_be_sliced_is_an_error_that_says_what_to_do() {
     assert_eq!(error.exit_code(), 2);
 }
 
+/// The Y-Net at the published cube.
+fn ynet(base: usize, batch: usize) -> Graph {
+    let joint = Objective::Joint { classes: 44, restoration: 1.0, classification: 0.01 };
+    let spec = Spec { base, depth: 4, variant: Variant::PyTorch, activation: Activation::Relu, norm: Norm::Running };
+    joint.graph(&spec, batch, [64, 64, 32], Mode::Train).unwrap()
+}
+
 /// Total of the slots against the most that is in use at once.
 #[test]
 fn slots_take_little_more_than_what_is_in_use_at_once() {
-    let joint = Objective::Joint { classes: 44, restoration: 1.0, classification: 0.01 };
+    let cpu = Caps {
+        kind: Kind::Cpu,
+        max_binding: u64::MAX,
+        max_buffer: u64::MAX,
+        subgroup_min: 8,
+        subgroup_max: 8,
+        int64: true,
+        ..Caps::minimal()
+    };
+    let gpu = Caps { kind: Kind::Discrete, subgroup_min: 32, subgroup_max: 32, ..cpu.clone() };
     for (base, batch) in [(8, 1), (8, 12), (32, 1), (32, 12)] {
-        let spec = Spec { base, depth: 4, variant: Variant::PyTorch, activation: Activation::Relu, norm: Norm::Running };
-        let graph = joint.graph(&spec, batch, [64, 64, 32], Mode::Train).unwrap();
-        let caps = Caps { max_binding: u64::MAX, max_buffer: u64::MAX, subgroup_min: 8, subgroup_max: 8, int64: true, ..Caps::minimal() };
-        let plan = Plan::new(&graph, &caps).unwrap();
-        let (slots, live) = (plan.slot_bytes(), plan.live_bytes());
-        println!("base {base} batch {batch}: {:.1} MiB in slots, {:.1} MiB live", slots as f64 / 1048576.0, live as f64 / 1048576.0);
-        assert!(slots >= live && slots as f64 <= 1.1 * live as f64, "base {base} batch {batch}: {slots} bytes for {live}");
+        let graph = ynet(base, batch);
+        for (caps, name) in [(&cpu, "cpu"), (&gpu, "gpu")] {
+            let of = |recompute| {
+                let plan = Plan::with(&graph, caps, &Options { recompute, ..Options::default() }).unwrap();
+                let (slots, live) = (plan.slot_bytes(), plan.live_bytes());
+                println!(
+                    "{name}, base {base}, batch {batch}, recompute {recompute}: {} KiB in slots, {} KiB live",
+                    slots >> 10,
+                    live >> 10
+                );
+                // With one sample the scratch of the weights' gradients, large where activations are small, weighs on the rest.
+                let most = if batch == 1 { 1.4 } else { 1.02 };
+                assert!(slots >= live && slots as f64 <= most * live as f64, "{name} base {base} batch {batch}: {slots} bytes for {live}");
+                live
+            };
+            let (kept, again) = (of(false), of(true));
+            assert!(again <= kept && (name == "gpu" || again * 10 < kept * 9), "{again} of {kept}");
+        }
+    }
+}
+
+#[test]
+fn what_is_computed_twice_has_the_bits_of_what_is_kept() {
+    let Some(ctx) = harness::trusted() else { return };
+    for graph in graphs() {
+        for fusion in [Fusion::NONE, Fusion::on(ctx.caps()), Fusion::ALL] {
+            let plan =
+                |recompute| Plan::with(&graph, ctx.caps(), &Options { recompute, fusion: Some(fusion), ..Options::default() }).unwrap();
+            let (kept, again) = (plan(false), plan(true));
+            assert!(again.ops.len() > kept.ops.len() || fusion.load, "{fusion:?}");
+            assert!(again.live_bytes() < kept.live_bytes() || fusion.load, "{fusion:?}: {} and {}", again.live_bytes(), kept.live_bytes());
+            let a = measure(ctx, &rig(ctx, &graph, kept, 2), &graph);
+            let b = measure(ctx, &rig(ctx, &graph, again, 2), &graph);
+            assert!(bits(&a) == bits(&b), "recomputing changes results under {fusion:?}");
+        }
     }
 }

@@ -300,6 +300,9 @@ fn grids(caps: &Caps, into: &mut Collection) {
             upsample::nearest_backward(rec, &u, stored(0, x), stored(1, y))?;
             upsample::trilinear_forward(rec, &u, stored(1, y), stored(0, x))?;
             upsample::trilinear_backward(rec, &u, stored(0, x), stored(1, y))?;
+            let other = upsample::Geom { output: [3, 6, 8], ..u };
+            upsample::nearest_forward(rec, &other, stored(1, y), stored(0, x / 4 * 3))?;
+            upsample::nearest_backward(rec, &other, stored(0, x / 4 * 3), stored(1, y))?;
             prelu::forward(rec, channels, stored(0, x), view(3, channels), stored(1, x))?;
             prelu::backward(rec, channels, stored(0, x), view(3, channels), stored(1, x), stored(2, x), view(4, channels))?;
             reduce::channel_sum(rec, 384, channels, stored(0, x), view(3, channels))
@@ -428,4 +431,24 @@ fn a_text_that_does_not_translate_is_found() {
     for (text, entry) in [(good, "other"), (&good.replace("1.0", "1u")[..], "main"), (&good[..70], "main")] {
         assert!(translate("bad", text, entry).is_err(), "{text}");
     }
+}
+
+#[test]
+fn wip_products() {
+    let mut all = Collection::default();
+    for caps in &product_adapters() {
+        products(caps, &mut all);
+    }
+    twins(&product_adapters()[0], &mut all);
+    let mut n = 0;
+    for (i, ((source, entry), label)) in all.0.iter().enumerate() {
+        std::fs::write(format!("/tmp/g/dump/{i}.wgsl"), &**source).unwrap();
+        if let Err(e) = translate(label, source, entry) {
+            n += 1;
+            if n < 6 {
+                eprintln!("{i} {label}: {e}");
+            }
+        }
+    }
+    eprintln!("{n} of {} fail", all.0.len());
 }

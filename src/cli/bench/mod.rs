@@ -1,13 +1,19 @@
 //! `semgen bench`.
 
+mod accept;
 mod compare;
+mod loader;
 mod op;
 mod peak;
+mod step;
+mod wgsl;
 
 use std::path::Path;
+use std::time::Duration;
 
 use super::args::Common;
 use super::text;
+use crate::bench::measure::Rules;
 use crate::bench::peak::Roof;
 use crate::bench::probe;
 use crate::bench::result::Document;
@@ -27,6 +33,14 @@ enum What {
     Peak(peak::Args),
     /// Check and time operations, or a suite of them, against the roof
     Op(op::Args),
+    /// Time one training step of a network, and its parts
+    Step(step::Args),
+    /// Time the cutting of cubes, against what a step consumes
+    Loader(loader::Args),
+    /// Run a WGSL file in place of one of our kernels: checked, and timed beside ours
+    Wgsl(wgsl::Args),
+    /// Measure everything that the engine is judged by, PyTorch beside it
+    Accept(accept::Args),
     /// Compare two results: what became faster, what slower
     Compare(compare::Args),
 }
@@ -35,6 +49,10 @@ pub(super) fn run(common: &Common, a: &Args) -> Result<()> {
     match &a.what {
         What::Peak(a) => peak::run(common, a),
         What::Op(a) => op::run(common, a),
+        What::Step(a) => step::run(common, a),
+        What::Loader(a) => loader::run(common, a),
+        What::Wgsl(a) => wgsl::run(common, a),
+        What::Accept(a) => accept::run(common, a),
         What::Compare(a) => compare::run(common, a),
     }
 }
@@ -63,8 +81,16 @@ fn write(document: &Document, path: Option<&Path>) -> Result<bool> {
     }
 }
 
+/// Rules for measurements of at most `limit` seconds each.
+fn rules(limit: f64) -> Result<Rules> {
+    match limit {
+        s if s > 0.0 && s <= 3600.0 => Ok(Rules::within(Duration::from_secs_f64(s))),
+        s => Err(Error::Usage(format!("--time-limit {s}: expected seconds above 0 and up to 3600"))),
+    }
+}
+
 /// `1.23 ms` and the like.
-fn seconds(s: f64) -> String {
+pub(super) fn seconds(s: f64) -> String {
     let (value, unit) = match s {
         s if s >= 1.0 => (s, "s"),
         s if s >= 1e-3 => (s * 1e3, "ms"),

@@ -96,6 +96,7 @@ pub(super) fn run(common: &Common, a: &Args) -> Result<()> {
     let rules = rules(a)?;
     let ctx = common.context()?;
     let jobs = jobs(ctx.caps(), a)?;
+    suite::check(ctx.caps(), &jobs)?;
     let roof = roof(common, &ctx, a.fresh, a.quick)?;
     let mut document = Document::new(Environment::here(ctx.caps()), Some(roof.clone()));
     let to_output = a.file.as_deref() == Some(Path::new("-"));

@@ -220,6 +220,26 @@ impl Problem {
         )
     }
 
+    /// The problem with this key, up to where its source lies among the weight's channels: alone, as the first.
+    pub fn parse(key: &str) -> Option<Self> {
+        let words: Vec<&str> = key.split(' ').collect();
+        let ["conv3d", pass, channels, grid, kernel, stride, padding, dtype] = words[..] else { return None };
+        let pass = Pass::ALL.into_iter().find(|p| p.name() == pass)?;
+        let sizes = |text: &str| text.split('x').map(|n| n.parse::<usize>().ok()).collect::<Option<Vec<_>>>();
+        let three = |text: &str, letter: char| match sizes(text.strip_prefix(letter)?)?[..] {
+            [n] => Some([n; 3]),
+            [d, h, w] => Some([d, h, w]),
+            _ => None,
+        };
+        let (ci, co) = channels.split_once('>')?;
+        let [batch, d, h, w] = sizes(grid)?[..] else { return None };
+        let (ci, co) = (ci.parse().ok()?, co.parse().ok()?);
+        let geom = Geom::new(batch, [d, h, w], ci, co, three(kernel, 'k')?, three(stride, 's')?, three(padding, 'p')?).ok()?;
+        let stored = |name: &str| [Dtype::F32, Dtype::F16].into_iter().find(|&d| name_of(d) == name);
+        let (input, output) = dtype.split_once('>').unwrap_or((dtype, dtype));
+        Some(Self { pass, geom, source: geom.whole(), input: stored(input)?, output: stored(output)? })
+    }
+
     /// The variants that can do it on an adapter, the one used without a choice first.
     pub fn candidates(&self, caps: &Caps) -> Vec<Variant> {
         let flat = Self { geom: self.geom.flattened(), ..*self };
@@ -241,7 +261,7 @@ impl Problem {
     /// The variant to use: the one chosen, where it can do it, or the default.
     pub fn variant(&self, rec: &Recorder<'_>) -> Variant {
         let candidates = self.candidates(rec.caps);
-        let chosen = rec.choices.get(&self.key()).and_then(Variant::parse).filter(|v| candidates.contains(v));
+        let chosen = rec.choice(&self.key()).and_then(Variant::parse).filter(|v| candidates.contains(v));
         chosen.or(candidates.first().copied()).unwrap_or(Variant::Plain)
     }
 

@@ -48,11 +48,6 @@ fn stored(lot: usize, dtype: Dtype) -> Const {
     })
 }
 
-/// The text of component `j` of the loaded `x<i>`.
-fn component(i: usize, j: usize, lot: usize) -> String {
-    if lot == 1 { format!("x{i}") } else { format!("x{i}.{}", COMPONENTS[j]) }
-}
-
 impl Tile {
     /// Tiles of a row.
     fn tiles(&self) -> usize {
@@ -187,21 +182,21 @@ impl Tile {
         }
     }
 
-    /// Loads `x<i>` from `input[base + o<i>]`, and takes the neighbours' from them.
-    fn loads(&self, window: &[Place], base: &str, norm: bool) -> String {
+    /// Loads `<x><i>` from `input[base + o<i>]`, and takes the neighbours' from them.
+    fn loads(&self, window: &[Place], x: &str, base: &str, norm: bool) -> String {
         let mut s = String::new();
         for (i, place) in window.iter().enumerate() {
             if let &Place::Voxel { leaves } = place {
-                let _ = writeln!(s, "let x{i} = {};", self.voxel(&format!("{base} + o{i}"), norm, leaves.then(|| format!("v{i}"))));
+                let _ = writeln!(s, "let {x}{i} = {};", self.voxel(&format!("{base} + o{i}"), norm, leaves.then(|| format!("v{i}"))));
             }
         }
         for (i, place) in window.iter().enumerate() {
             let _ = match place {
                 Place::Neighbour { left: true, place } => {
-                    writeln!(s, "let x{i} = select(Elem(), subgroupShuffle(x{place}, (lane + 7u) & 7u), wb > 0u);")
+                    writeln!(s, "let {x}{i} = select(Elem(), subgroupShuffle({x}{place}, (lane + 7u) & 7u), wb > 0u);")
                 }
                 Place::Neighbour { left: false, place } => {
-                    writeln!(s, "let x{i} = select(Elem(), subgroupShuffle(x{place}, (lane + 1u) & 7u), wb + 1u < WB);")
+                    writeln!(s, "let {x}{i} = select(Elem(), subgroupShuffle({x}{place}, (lane + 1u) & 7u), wb + 1u < WB);")
                 }
                 Place::Voxel { .. } | Place::Outside => Ok(()),
             };
@@ -220,23 +215,20 @@ impl Tile {
                 let _ = writeln!(begin, "var a{t}_{r} = {zero};");
             }
         }
+        // A kernel of one tap makes short bodies: two in one share the loop's cost.
+        let turns = if self.sub8 && kw_n == 1 && l.norm.is_none() && (self.rows / lot).is_multiple_of(2) { 2 } else { 1 };
         let mut body = String::new();
-        if self.sub8 {
-            for k in 0..self.body(wide) / 16 {
-                let _ = writeln!(
-                    body,
-                    "let u{k} = packed[k + {}u + lane]; let q{} = low(u{k}); let q{} = high(u{k});",
-                    8 * k,
-                    2 * k,
-                    2 * k + 1
-                );
-            }
-        }
         if l.norm.is_some() {
             body += if self.sub8 { NORM_SHARED } else { NORM };
         }
-        body += &self.loads(&window, "row", l.norm.is_some());
-        for r in 0..quads {
+        for u in 0..turns {
+            for k in 0..if self.sub8 { self.body(wide) / 16 } else { 0 } {
+                let _ = writeln!(body, "let u{u}_{k} = packed[k + {u}u * BODY + {}u + lane];", 8 * k);
+                let _ = writeln!(body, "let q{u}_{} = low(u{u}_{k}); let q{u}_{} = high(u{u}_{k});", 2 * k, 2 * k + 1);
+            }
+            body += &self.loads(&window, &format!("x{u}_"), &format!("row + {u}u"), l.norm.is_some());
+        }
+        for (r, u) in (0..quads).flat_map(|r| (0..turns).map(move |u| (r, u))) {
             for (j, kw) in (0..lot).flat_map(|j| (0..kw_n).map(move |kw| (j, kw))) {
                 let place = |t: usize| t * self.stride[2] + kw;
                 let inside: Vec<usize> = (0..tw).filter(|&t| window[place(t)] != Place::Outside).collect();
@@ -244,10 +236,12 @@ impl Tile {
                     continue;
                 }
                 let i = (j * kw_n + kw) * quads + r;
-                let v = if self.sub8 { format!("subgroupBroadcast(q{}, {}u)", i / 8, i % 8) } else { format!("packed[k + {i}u]") };
+                let v = if self.sub8 { format!("subgroupBroadcast(q{u}_{}, {}u)", i / 8, i % 8) } else { format!("packed[k + {i}u]") };
                 let _ = write!(body, "{{ let v = {v};");
                 for t in inside {
-                    let _ = write!(body, " a{t}_{r} += v * {};", component(place(t), j, lot));
+                    let x = format!("x{u}_{}", place(t));
+                    let x = if lot == 1 { x } else { format!("{x}.{}", COMPONENTS[j]) };
+                    let _ = write!(body, " a{t}_{r} += v * {x};");
                 }
                 body += " }\n";
             }
@@ -275,6 +269,7 @@ impl Tile {
         let mut header = self.header(l.input.dtype, wide, blocks);
         header.push(("Written", stored(4, l.output.dtype)));
         header.push(("Weight", Const::Type(if self.sub8 { "vec4<u64>" } else { "vec4<f32>" })));
+        header.push(("TURNS", Const::U32(turns)));
         header.push(("BODY", Const::U32(self.body(wide) / if self.sub8 { 2 } else { 1 })));
         let blocks = [
             ("unpack", if self.sub8 { UNPACK } else { "" }),
@@ -368,7 +363,7 @@ impl Tile {
                 writeln!(body, "let q{k}_0 = {};", masked(&format!("vec4<f32>({at})")))
             };
         }
-        body += &self.loads(&fresh, "x", norm);
+        body += &self.loads(&fresh, "x", "x", norm);
         // Output gradient of voxel t and channel o of the block.
         let scalar = |t: usize, o: usize| {
             let (e, n) = (t * per + o / unit, o % unit);

@@ -79,6 +79,11 @@ impl Tile {
         if self.sub8 { 8 } else { 64 }
     }
 
+    /// Most channels that an invocation should own: more where a narrow kernel reuses little of what is loaded.
+    fn widest(&self) -> usize {
+        if self.sub8 && self.kernel[2] <= 2 { 32 } else { 16 }
+    }
+
     /// vec4 per packed (block, kd, kh, input lot), rounded up so that every lane's load stays inside.
     pub(super) fn body(&self, wide: usize) -> usize {
         let used = self.kernel[2] * wide / 4 * lot(self.rows);
@@ -143,7 +148,7 @@ pub(super) fn forward(
     let p = &Problem { geom: problem.geom.flattened(), ..*problem };
     let (g, s) = (&p.geom, p.source);
     let t = Tile::of(g, s, sub8);
-    let wide = wide(g.out_channels, 16);
+    let wide = wide(g.out_channels, t.widest());
     let blocks = g.out_channels / wide;
     let packed = pack(rec, Pack::Forward, g, s, &t, wide, blocks, weight);
     let &Output { view, bias, statistics } = output;
@@ -200,7 +205,7 @@ pub(super) fn backward_input(
             sub8,
         }
     };
-    let wide = wide(s.channels, 16);
+    let wide = wide(s.channels, t.widest());
     let blocks = s.channels / wide * t.factor.iter().product::<usize>();
     let mode = if blocks_mode { Pack::Blocks } else { Pack::Flipped };
     let packed = pack(rec, mode, g, s, &t, wide, blocks, weight);
@@ -249,13 +254,8 @@ pub(super) fn backward_weight(
     let p = &Problem { geom: problem.geom.flattened(), ..*problem };
     let (g, s) = (&p.geom, p.source);
     let t = Tile::of(g, s, sub8);
-    let most = if let Ok(v) = std::env::var("WW") {
-        v.parse().unwrap()
-    } else if sub8 || g.kernel[2] <= 2 {
-        16
-    } else {
-        8
-    };
+    // Fewer where lanes share no loads: registers are dear there.
+    let most = if sub8 || g.kernel[2] <= 2 { t.widest() } else { 8 };
     let wide = wide(g.out_channels, most);
     let blocks = g.out_channels / wide;
     let elements = g.taps() * g.out_channels * s.channels;

@@ -174,20 +174,55 @@ pub fn cases() -> Vec<Case> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{check, tiles};
+    use super::super::{MAX_K, check, device_bytes, nearest};
     use super::*;
+    use crate::gpu::STAGING;
 
     #[test]
     fn tiles_are_bounded_for_the_largest_data_on_every_adapter() {
         let software = Caps { kind: crate::gpu::Kind::Cpu, ..Caps::minimal() };
         for caps in [Caps::minimal(), software] {
             for (n, m, width) in [(75_708, 75_708, 512), (1, 1, 4), (10, 1_000_000, 4), (1_000_000, 3, 4), (5, 5, 1 << 24)] {
-                let t = tiles(&caps, n, m, width);
+                let t = Tiles::new(&caps, n, m, width);
                 assert!(t.rows >= 1 && t.cols >= 1 && t.rows <= n && t.cols <= m, "{t:?}");
-                let largest = [t.rows * t.cols, t.rows * width, t.cols * width, t.rows * super::super::MAX_K];
+                let largest = [t.rows * t.cols, t.rows * width, t.cols * width, t.rows * MAX_K];
                 assert!(largest.iter().all(|&e| e as u64 * 4 <= caps.max_binding), "{t:?}");
                 assert!(t.rows * t.cols * 4 <= 64 << 20, "{t:?}");
                 assert!((3 * t.rows * t.cols * width) as u64 <= caps.max_dispatch_flops(), "{t:?}");
+            }
+        }
+    }
+
+    /// A hash of the position as a number in [-1, 1): the plain generators are slow for so many.
+    fn feature(i: usize) -> f32 {
+        let mut h = (i as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        h = (h ^ (h >> 29)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        (h >> 40) as f32 / 8_388_608.0 - 1.0
+    }
+
+    #[test]
+    fn memory_is_bounded_by_the_tile_at_the_published_size() {
+        let (n, width, k) = (75_708, 512, 1000);
+        for caps in [Caps::minimal(), Caps { kind: crate::gpu::Kind::Cpu, ..Caps::minimal() }] {
+            let bytes = device_bytes(&caps, n, n, width, k);
+            assert!(bytes < 150 << 20, "{bytes}");
+            assert_eq!(bytes, device_bytes(&caps, 10 * n, 10 * n, width, k));
+        }
+        if std::env::var("SEMGEN_GPU").as_deref() == Ok("none") {
+            return;
+        }
+        let ctx = Context::new(None).unwrap();
+        let base: Vec<f32> = (0..n * width).map(feature).collect();
+        let queries: Vec<f32> = [0, 40_000, n - 1].iter().flat_map(|&r| base[r * width..][..width].to_vec()).collect();
+        let got = nearest(&ctx, &queries, &base, width, k).unwrap();
+        // Besides, what every readback goes through, and the kernels' parameters.
+        let besides = ctx.memory().1 - device_bytes(ctx.caps(), 3, n, width, k);
+        assert!((STAGING..STAGING + 4096).contains(&besides), "{besides}");
+        let want = reference_nearest(&queries, &base, width, k);
+        for (got, want) in got.iter().zip(&want) {
+            assert_eq!((got.len(), got[0]), (k, (want[0].0, 0.0)));
+            for (g, w) in got.iter().zip(want) {
+                assert!((f64::from(g.1) - w.1.sqrt()).abs() < 1e-4, "{g:?}, expected {w:?}");
             }
         }
     }

@@ -2,9 +2,9 @@
 
 use super::super::check::{Case, Trial, compare, numbers, with_bindings};
 use super::super::{flat_parts, specialise, vector};
-use super::{PER_GROUP, targets, wide};
+use super::{per_group, targets, wide};
 use crate::error::{Error, Result};
-use crate::gpu::{Dispatch, Recorder, View};
+use crate::gpu::{Caps, Dispatch, Recorder, View};
 
 fn check(prob: View, target: View, scalar: View) -> Result<usize> {
     let (a, b, c) = (prob.elements(), target.elements(), scalar.elements());
@@ -15,23 +15,23 @@ fn check(prob: View, target: View, scalar: View) -> Result<usize> {
 }
 
 /// A launch over `len` numbers, and how many elements of the shader's type those are.
-fn launch(entry: &'static str, len: usize) -> (Dispatch, usize) {
+fn launch(caps: &Caps, entry: &'static str, len: usize) -> (Dispatch, usize) {
     let quadruples = len.is_multiple_of(4);
     let (elem, block) = vector(quadruples);
-    (Dispatch::new("dice", entry, specialise("dice", &[elem], &[block])), if quadruples { len / 4 } else { len })
+    (Dispatch::new("dice", entry, specialise("dice", &[elem, per_group(caps).0], &[block])), if quadruples { len / 4 } else { len })
 }
 
 /// Records the partial sums; returns them and their number.
 fn partial_sums(rec: &mut Recorder<'_>, prob: View, target: View, n: usize) -> (View, usize) {
     let parts = flat_parts(rec.caps, n);
-    let total: usize = parts.iter().map(|&(_, len)| launch("partial", len).1.div_ceil(PER_GROUP)).sum();
+    let total: usize = parts.iter().map(|&(_, len)| launch(rec.caps, "partial", len).1.div_ceil(per_group(rec.caps).1)).sum();
     let sums = rec.scratch(total * 4);
     let mut place = 0;
     for (first, len) in parts {
-        let (d, n) = launch("partial", len);
+        let (d, n) = launch(rec.caps, "partial", len);
         let d = d.bind(prob.slice(first, len)).bind(target.slice(first, len)).bind(sums);
-        rec.push(d.param("n", n).param("first", place).items(n, PER_GROUP).flops(9 * len as u64));
-        place += n.div_ceil(PER_GROUP);
+        rec.push(d.param("n", n).param("first", place).items(n, per_group(rec.caps).1).flops(9 * len as u64));
+        place += n.div_ceil(per_group(rec.caps).1);
     }
     (sums, total)
 }
@@ -44,7 +44,7 @@ fn partial_sums(rec: &mut Recorder<'_>, prob: View, target: View, n: usize) -> (
 pub fn soft_dice(rec: &mut Recorder<'_>, prob: View, target: View, out: View) -> Result<()> {
     let n = check(prob, target, out)?;
     let (sums, total) = partial_sums(rec, prob, target, n);
-    rec.push(launch("finish", 4).0.bind(sums).bind(out).param("n", total).param("first", 0u32));
+    rec.push(launch(rec.caps, "finish", 4).0.bind(sums).bind(out).param("n", total).param("first", 0u32));
     Ok(())
 }
 
@@ -57,11 +57,11 @@ pub fn soft_dice_backward(rec: &mut Recorder<'_>, prob: View, target: View, d_ou
     check(d_prob, target, d_out)?;
     let (sums, total) = partial_sums(rec, prob, target, n);
     let whole = rec.scratch(4);
-    rec.push(launch("gather", 4).0.bind(sums).bind(whole).param("n", total).param("first", 0u32));
+    rec.push(launch(rec.caps, "gather", 4).0.bind(sums).bind(whole).param("n", total).param("first", 0u32));
     for (first, len) in flat_parts(rec.caps, n) {
-        let (d, n) = launch("backward", len);
+        let (d, n) = launch(rec.caps, "backward", len);
         let d = d.bind(target.slice(first, len)).bind(whole).bind(d_out).bind(d_prob.slice(first, len));
-        rec.push(d.param("n", n).param("first", 0u32).items(n, PER_GROUP).flops(3 * len as u64));
+        rec.push(d.param("n", n).param("first", 0u32).items(n, per_group(rec.caps).1).flops(3 * len as u64));
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Comparisons of the transformations with their references.
 
 use super::*;
-use crate::gpu::Context;
+use crate::gpu::{Caps, Context};
 use crate::kernels::check::{Case, Outcome, Trial, compare, numbers};
 use crate::rng::{Key, Purpose};
 
@@ -28,6 +28,27 @@ fn distorted(ctx: &Context, size: [usize; 3], samples: &[Sample]) -> Result<(Vec
     let most = samples.iter().map(|s| s.windows as usize).max().unwrap_or(0);
     t.run(|rec| distort(rec, &geometry, most, s, input, output))?;
     Ok((image, t.read(output)?))
+}
+
+/// A case of `distort` recorded for an adapter without subgroups, in dispatches of few operations.
+fn portable_shuffle(size: [usize; 3], samples: Vec<Sample>, most_flops: u64) -> Case {
+    Case::new("transform", "shuffle, portable", format!("{size:?} x{} by {most_flops}", samples.len()), move |ctx| {
+        let geometry = Geometry::new(samples.len(), size)?;
+        let image = crops(samples.len() * geometry.voxels());
+        let mut t = Trial::new(ctx);
+        let (s, input, output) = (t.input(&samples)?, t.input(&image)?, t.output(image.len())?);
+        let most = samples.iter().map(|s| s.windows as usize).max().unwrap_or(0);
+        t.run(|rec| {
+            let caps = Caps { subgroup_min: 0, subgroup_max: 0, ..rec.caps.clone() };
+            let mut plain = Recorder::new(&caps);
+            distort_within(&mut plain, &geometry, most_flops, most, s, input, output)?;
+            rec.dispatches.append(&mut plain.dispatches);
+            rec.scratch.append(&mut plain.scratch);
+            Ok(())
+        })?;
+        let want: Vec<f64> = samples.iter().zip(image.chunks(geometry.voxels())).flat_map(|(s, i)| reference_point(s, size, i)).collect();
+        compare(&t.read(output)?, &want, 1e-7)
+    })
 }
 
 /// A case of `distort` in which every value has to be the reference's, but for rounding.
@@ -113,13 +134,11 @@ fn elastic_cases(size: [usize; 3], batch: u32) -> [Case; 2] {
         Case::new("transform", "displacement", format!("{size:?} x{batch}"), move |ctx| {
             let geometry = Geometry::new(samples.len(), size)?;
             let n = 2 * samples.len() * geometry.voxels();
-            let (taps, stores) = blur_blocks();
-            let source = geometry.source("transform_elastic", &[("taps", &taps), ("stores", &stores)]);
             let mut t = Trial::new(ctx);
             let (s, a, b) = (t.input(&samples)?, t.output(n)?, t.output(n)?);
             let mut field = a;
             t.run(|rec| {
-                field = displacement(rec, &geometry, &source, alpha as f32, s, samples.len(), [a, b]);
+                field = displacement(rec, &geometry, alpha as f32, s, samples.len(), [a, b]);
                 Ok(())
             })?;
             // Three sums of 65 products in f32.
@@ -160,6 +179,9 @@ pub fn cases() -> Vec<Case> {
             for windows in [1, 5, 700, 10_000] {
                 // Samples that do and do not shuffle, side by side.
                 out.push(exact("shuffle", size, make(&|n| Sample { windows: if n == 1 { 0 } else { windows }, ..sample(n) })));
+            }
+            for (windows, most_flops) in [(5, u64::MAX), (700, 1_000_000)] {
+                out.push(portable_shuffle(size, make(&|n| Sample { windows: if n == 1 { 3 } else { windows }, ..sample(n) }), most_flops));
             }
             for (kind, noise, count) in [(1, 0, 1), (1, 0, 5), (1, 1, 3), (1, 1, 0), (2, 0, 1), (2, 1, 5)] {
                 out.push(exact("paint", size, make(&|n| painted(n, size, kind, noise, count))));
@@ -211,7 +233,7 @@ mod tests {
         let samples: Vec<Sample> =
             (0..6).map(|n| Sample { windows: 200, flip: n, curve: curve(4), curve_kind: 1, ..painted(n, size, 1 + n % 2, 1, 2) }).collect();
         let image = crops(6 * geometry.voxels());
-        let run = |caps: &crate::gpu::Caps| {
+        let run = |caps: &Caps| {
             let buffers = [0; 5].map(|_| ctx.buffer("semgen.trial", (image.len() * 4) as u64).unwrap());
             ctx.upload(&buffers[0], 0, &samples);
             ctx.upload(&buffers[1], 0, &image);
@@ -226,10 +248,10 @@ mod tests {
         };
         let whole = run(ctx.caps());
         let four = (geometry.voxels() * 4 * 4) as u64;
-        let split = run(&crate::gpu::Caps { max_binding: four, storage_align: 256, ..ctx.caps().clone() });
-        assert_eq!((whole.0, split.0), (9, 23));
+        let split = run(&Caps { max_binding: four, storage_align: 256, ..ctx.caps().clone() });
+        assert_eq!((whole.0, split.0), (10, 25));
         assert_eq!(whole.1, split.1);
-        let small = crate::gpu::Caps { max_binding: four / 8, ..ctx.caps().clone() };
+        let small = Caps { max_binding: four / 8, ..ctx.caps().clone() };
         let error = elastic(
             &mut Recorder::new(&small),
             &geometry,
@@ -239,6 +261,26 @@ mod tests {
             whole_view(&image),
         );
         assert!(matches!(error, Err(Error::ExceedsLimit { .. })), "{error:?}");
+    }
+
+    /// No dispatch of one large crop is longer than the adapter's bound.
+    #[test]
+    fn a_large_crop_is_cut_into_short_dispatches() {
+        for kind in [crate::gpu::Kind::Other, crate::gpu::Kind::Discrete] {
+            let caps = Caps { kind, max_binding: 1 << 32, ..Caps::minimal() };
+            for size in [[256; 3], [512; 3], [512, 512, 1]] {
+                let geometry = Geometry::new(1, size).unwrap();
+                let view = |id, n| View::whole(crate::gpu::BufferId(id), n);
+                let mut rec = Recorder::new(&caps);
+                let voxels = geometry.voxels();
+                distort(&mut rec, &geometry, 10_000, view(0, Sample::WORDS), view(1, voxels), view(2, voxels)).unwrap();
+                let most = rec.dispatches.iter().map(|d| d.flops).max().unwrap();
+                assert!(most <= caps.max_dispatch_flops(), "{size:?}: {most}");
+                let windows = |d: &Dispatch| d.params.iter().map(|p| p.1).collect::<Vec<_>>();
+                let permuted: Vec<_> = rec.dispatches.iter().filter(|d| d.entry == "permute").map(windows).collect();
+                assert!(size != [256; 3] || permuted.len() > 1, "{permuted:?}");
+            }
+        }
     }
 
     fn whole_view(image: &[f32]) -> View {
