@@ -432,23 +432,3 @@ fn a_text_that_does_not_translate_is_found() {
         assert!(translate("bad", text, entry).is_err(), "{text}");
     }
 }
-
-#[test]
-fn wip_products() {
-    let mut all = Collection::default();
-    for caps in &product_adapters() {
-        products(caps, &mut all);
-    }
-    twins(&product_adapters()[0], &mut all);
-    let mut n = 0;
-    for (i, ((source, entry), label)) in all.0.iter().enumerate() {
-        std::fs::write(format!("/tmp/g/dump/{i}.wgsl"), &**source).unwrap();
-        if let Err(e) = translate(label, source, entry) {
-            n += 1;
-            if n < 6 {
-                eprintln!("{i} {label}: {e}");
-            }
-        }
-    }
-    eprintln!("{n} of {} fail", all.0.len());
-}
