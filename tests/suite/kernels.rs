@@ -34,26 +34,3 @@ fn every_variant_agrees_with_its_reference_without_runtime_checks() {
         run_all(ctx);
     }
 }
-
-#[test]
-fn wip_filtered() {
-    let filter = std::env::var("CASES").unwrap_or_default();
-    let ctx = if std::env::var("CHECKED").is_ok() { harness::checked() } else { harness::trusted() };
-    let Some(ctx) = ctx else { return };
-    let mut n = 0;
-    for case in all_cases() {
-        let name = format!("{case:?}");
-        if !filter.split('&').all(|f| name.contains(f)) {
-            continue;
-        }
-        n += 1;
-        let start = std::time::Instant::now();
-        match case.run(ctx) {
-            Ok(o) => eprintln!("{:6.2}s {} {:.1e}/{:.0e} {:?}", start.elapsed().as_secs_f32(), name, o.error, o.tolerance, o.failure),
-            Err(e) => {
-                eprintln!("{:6.2}s {} ERROR {}", start.elapsed().as_secs_f32(), name, e.to_string().chars().take(1500).collect::<String>())
-            }
-        }
-    }
-    eprintln!("{n} cases");
-}

@@ -245,7 +245,7 @@ impl Problem {
         let flat = Self { geom: self.geom.flattened(), ..*self };
         let mut out: Vec<Variant> = coop::candidates(caps, &flat).into_iter().map(Variant::Coop).collect();
         // On a processor workgroup memory is only a detour.
-        if caps.kind != Kind::Cpu {
+        if caps.kind != Kind::Cpu && !caps.subgroup8() {
             out.extend(simt::candidates(caps, &flat).into_iter().map(Variant::Simt));
         }
         if tile::fits(self) {
