@@ -1,6 +1,6 @@
 // Elementwise losses: mean over each sample, and derivative. Each workgroup stays within a sample.
-// uses: grid, group_sum
-// expects: Elem (f32 or vec4<f32>), TURNS (values of an invocation), KIND (0 squared error, 1 absolute error, 2 cross-entropy of a logit and a probability)
+// uses: grid, group_sum, turns
+// expects: Elem (f32 or vec4<f32>), TURNS (values of an invocation), SUCCESSIVE, KIND (0 squared error, 1 absolute error, 2 cross-entropy of a logit and a probability)
 struct Params {
     batch: u32,                                                         // samples of this dispatch
     sample: u32,                                                        // elements of type Elem in a sample
@@ -48,10 +48,10 @@ fn slope(x: Elem, y: Elem) -> Elem {
 fn partial(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) t: u32) {
     let group = flat_group(wg, count);
     let sample = min(group / params.parts, params.batch - 1u);
-    let first = group % params.parts * (64u * TURNS) + t;
+    let first = group % params.parts * (64u * TURNS);
     var own = Elem();
     for (var j = 0u; j < TURNS; j++) {
-        let i = first + j * 64u;
+        let i = first + turn_place(t, j);
         if i < params.sample { own += value(pred[sample * params.sample + i], goal[sample * params.sample + i]); }
     }
     let sum = group_sum(vec4<f32>(sum_of(own), 0.0, 0.0, 0.0), t);
@@ -74,9 +74,9 @@ fn backward(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) count
     let sample = min(group / params.parts, params.batch - 1u);
     let live = group < params.batch * params.parts;
     let factor = d_output[params.first + sample] * params.inverse;
-    let first = group % params.parts * (64u * TURNS) + t;
+    let first = group % params.parts * (64u * TURNS);
     for (var j = 0u; j < TURNS; j++) {
-        let i = first + j * 64u;
+        let i = first + turn_place(t, j);
         if live && i < params.sample {
             let k = sample * params.sample + i;
             d_pred[k] = factor * slope(pred[k], goal[k]);

@@ -12,7 +12,7 @@ pub use cross_entropy::{correct, cross_entropy, cross_entropy_backward, referenc
 pub use dice::{reference_soft_dice, reference_soft_dice_backward, soft_dice, soft_dice_backward};
 
 use super::check::{Case, Trial, compare, numbers, with_bindings};
-use super::rows::turns;
+use super::rows::{successive, turns};
 use super::{Const, batch_parts, specialise, vector};
 use crate::error::{Error, Result};
 use crate::gpu::{Caps, Dispatch, Recorder, View};
@@ -53,7 +53,8 @@ fn launch(caps: &Caps, kind: Pointwise, entry: &'static str, batch: usize, per: 
     let (elem, block) = vector(quadruples);
     let (turns, group) = per_group(caps);
     let parts = n.div_ceil(group);
-    let d = Dispatch::new("loss", entry, specialise("loss", &[elem, turns, ("KIND", Const::U32(kind as usize))], &[block]));
+    let d =
+        Dispatch::new("loss", entry, specialise("loss", &[elem, turns, successive(caps), ("KIND", Const::U32(kind as usize))], &[block]));
     let d = d.param("batch", batch).param("sample", n).param("parts", parts).param("first", first);
     d.param("inverse", (1.0 / per as f64) as f32).groups(batch * parts).flops((4 * batch * per) as u64)
 }

@@ -84,6 +84,7 @@ fn file(name: &str) -> &'static str {
         "transform_elastic" => "transform_elastic.wgsl",
         "transform_flip" => "transform_flip.wgsl",
         "transform_point" => "transform_point.wgsl",
+        "turns" => "common/turns.wgsl",
         "transform_shuffle" => "transform_shuffle.wgsl",
         "upsample" => "upsample.wgsl",
     }

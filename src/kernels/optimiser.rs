@@ -6,7 +6,7 @@
 //! comes from a buffer of [`SCALARS`] numbers, so that a recorded step can be replayed.
 
 use super::check::{Case, Trial, compare, numbers, with_bindings};
-use super::rows::turns;
+use super::rows::{successive, turns};
 use super::{Const, flat_parts, specialise, vector};
 use crate::error::{Error, Result};
 use crate::gpu::{Dispatch, Recorder, View};
@@ -115,7 +115,7 @@ pub fn norm(rec: &mut Recorder<'_>, g: View, out: View) -> Result<()> {
         return Err(Error::shape("norm", format!("{a} elements in and {b} out, expected at least 1 in and 1 out")));
     }
     let parts = flat_parts(rec.caps, g.elements());
-    let (header, turns) = turns(rec.caps);
+    let ((header, turns), order) = (turns(rec.caps), successive(rec.caps));
     let group = 64 * turns;
     let total: usize = parts.iter().map(|&(_, len)| units(len).0.div_ceil(group)).sum();
     let sums = rec.scratch(total * 4);
@@ -123,12 +123,12 @@ pub fn norm(rec: &mut Recorder<'_>, g: View, out: View) -> Result<()> {
     for (first, len) in parts {
         let (n, quadruples) = units(len);
         let (elem, block) = vector(quadruples);
-        let d = Dispatch::new("norm", "partial", specialise("norm", &[elem, header], &[block])).bind(g.slice(first, len)).bind(sums);
+        let d = Dispatch::new("norm", "partial", specialise("norm", &[elem, header, order], &[block])).bind(g.slice(first, len)).bind(sums);
         rec.push(d.param("n", n).param("first", place).items(n, group).flops(6 * len as u64));
         place += n.div_ceil(group);
     }
     let (elem, block) = vector(true);
-    let d = Dispatch::new("norm", "finish", specialise("norm", &[elem, header], &[block])).bind(sums).bind(out);
+    let d = Dispatch::new("norm", "finish", specialise("norm", &[elem, header, order], &[block])).bind(sums).bind(out);
     rec.push(d.param("n", total).param("first", 0u32));
     Ok(())
 }
