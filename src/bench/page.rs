@@ -216,11 +216,9 @@ fn roofline(document: &Document, sum: f64) -> String {
 
 fn layers(page: &mut Report, rows: &[Row], sum: f64) {
     let most = rows.iter().map(total).fold(1e-12, f64::max);
-    let named = rows.iter().any(|r| !r.layer.is_empty());
-    let mut headers =
-        vec!["layer", "operation", "pass", "shape", "variant", "time", "±", "n", "share of step", "time if at roof", "% of roof", "bound"];
-    headers.extend(["GFLOP/s", "GB/s", "FLOP/B", "error", "flags"]);
-    let cells: Vec<Vec<Cell>> = rows
+    // Without layers there is no column for them.
+    let without = usize::from(rows.iter().all(|r| r.layer.is_empty()));
+    let lines: Vec<Vec<(&str, Cell)>> = rows
         .iter()
         .map(|r| {
             let t = r.time();
@@ -231,28 +229,30 @@ fn layers(page: &mut Report, rows: &[Row], sum: f64) {
                 (None, None) => r.flags.join(", "),
             };
             vec![
-                Cell::text(r.layer.clone()),
-                Cell::text(r.op.clone()),
-                Cell::text(r.pass.clone()),
-                Cell::text(r.shape.clone()),
-                Cell::text(format!("{}{dtype}", r.variant)),
-                Cell::number(t.map(|t| t.median), time),
-                Cell::number(t.map(|_| 100.0 * total(r) / sum), percent).bar(total(r) / most),
-                Cell::number(r.roof_s, time),
-                Cell::number(r.roof_percent, |v| format!("{v:.0}")),
-                Cell::text(r.bound.map_or("", super::result::Bound::word)),
-                Cell::number(r.gflop_s, rate),
-                Cell::number(r.gb_s, rate),
-                Cell::number(Some(r.intensity), rate),
-                Cell::number(t.map(|t| 100.0 * t.noise()), |v| format!("{v:.1}")),
-                Cell::number(t.map(|t| t.count as f64), |v| format!("{v:.0}")),
-                Cell::number(r.check.as_ref().and_then(|c| c.error), |e| format!("{e:.0e}")),
-                Cell::text(state),
+                ("layer", Cell::text(r.layer.clone())),
+                ("operation", Cell::text(r.op.clone())),
+                ("pass", Cell::text(r.pass.clone())),
+                ("shape", Cell::text(r.shape.clone())),
+                ("variant", Cell::text(format!("{}{dtype}", r.variant))),
+                ("time", Cell::number(t.map(|t| t.median), time)),
+                ("share of step", Cell::number(t.map(|_| 100.0 * total(r) / sum), percent).bar(total(r) / most)),
+                ("time if at roof", Cell::number(r.roof_s, time)),
+                ("% of roof", Cell::number(r.roof_percent, |v| format!("{v:.0}"))),
+                ("bound", Cell::text(r.bound.map_or("", super::result::Bound::word))),
+                ("GFLOP/s", Cell::number(r.gflop_s, rate)),
+                ("GB/s", Cell::number(r.gb_s, rate)),
+                ("FLOP/B", Cell::number(Some(r.intensity), rate)),
+                ("± %", Cell::number(t.map(|t| 100.0 * t.noise()), |v| format!("{v:.1}"))),
+                ("n", Cell::number(t.map(|t| t.count as f64), |v| format!("{v:.0}"))),
+                ("error", Cell::number(r.check.as_ref().and_then(|c| c.error), |e| format!("{e:.0e}"))),
+                ("flags", Cell::text(state)),
             ]
         })
-        .map(|cells| if named { cells } else { cells[1..].to_vec() })
+        .map(|mut line| line.split_off(without))
         .collect();
-    page.sortable_table(&headers[usize::from(!named)..], &cells);
+    let headers: Vec<&str> = lines.first().map_or_else(Vec::new, |line| line.iter().map(|c| c.0).collect());
+    let cells: Vec<Vec<Cell>> = lines.into_iter().map(|line| line.into_iter().map(|c| c.1).collect()).collect();
+    page.sortable_table(&headers, &cells);
 }
 
 fn peaks(page: &mut Report, roof: &Roof) {

@@ -1,6 +1,6 @@
 //! From a graph to a list of dispatches with memory assigned, before anything is allocated.
 //!
-//! [`Plan::new`] joins operations ([`fuse`]), lowers each to dispatches for the adapter's capabilities, gives every
+//! [`Plan::new`] joins operations ([`fuse()`]), lowers each to dispatches for the adapter's capabilities, gives every
 //! computed value a slot by lifetime and knows peak memory, operations and bytes. [`Store`] holds
 //! the flat parameter, gradient and optimiser buffers; [`Session`] binds a plan to a store and
 //! replays it.
