@@ -463,6 +463,25 @@ mod tests {
     }
 
     /// Each shape gives at least two sets of three cases; a shape that is not valid would give none.
+    /// However many rows, no invocation of a weight gradient on a processor walks more than Mesa grants it.
+    #[test]
+    fn weight_gradients_of_many_rows_are_split() {
+        let caps =
+            Caps { kind: crate::gpu::Kind::Cpu, subgroup_min: 8, subgroup_max: 8, int64: true, max_binding: 2 << 30, ..Caps::minimal() };
+        for (grid, ci, co) in [([64, 64, 32], 16, 1), ([64, 64, 32], 4, 4), ([128, 128, 64], 16, 8)] {
+            let g = Geom::new(16, grid, ci, co, [1; 3], [1; 3], [0; 3]).unwrap();
+            let [x, w, y] = [16 * g.input_sample(ci), g.weight_len(), 16 * g.output_sample()]
+                .map(|n| crate::gpu::View::whole(crate::gpu::BufferId(0), n));
+            let mut rec = Recorder::new(&caps);
+            super::super::backward_weight(&mut rec, &g, Input::plain(g.whole(), x), y, w).unwrap();
+            let splits = rec.dispatches[0].params.iter().find(|p| p.0 == "splits").map(|p| p.1);
+            let Some(crate::gpu::Scalar::U32(splits)) = splits else { panic!("no splits: {:?}", rec.dispatches[0].params) };
+            let voxels = 16 * grid.iter().product::<usize>();
+            let side_by_side = if co % 4 == 0 { 4 } else { 1 };
+            assert!(voxels.div_ceil(splits as usize) / side_by_side < 65_535, "{grid:?} {ci} {co}: {splits} splits");
+        }
+    }
+
     #[test]
     fn every_listed_shape_is_valid() {
         let cases = cases();

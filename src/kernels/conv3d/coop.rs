@@ -662,7 +662,7 @@ pub(super) fn backward_weight(
     let kernel = plan.product.kernel;
     let groups = kernel[0] * kernel[1] * g.out_channels.div_ceil(wide) * s.channels.div_ceil(deep);
     let rows = parts[0].1 * plan.product.out[0] * plan.product.out[1] * plan.segments();
-    let splits = plain::split_count(rec, elements, rows, 0, groups);
+    let splits = plain::split_count(rec, elements, rows, 0, 1, groups);
     let part = rec.scratch(elements * splits);
     let text = plan.text(g, &input, d_output.dtype);
     for (i, &(n0, n)) in parts.iter().enumerate() {

@@ -365,10 +365,11 @@ impl Geom {
         2 * (self.output().iter().product::<usize>() * self.taps() * self.out_channels * channels) as u64
     }
 
-    /// An equal convolution over a flat grid, when the kernel is a single tap: long rows suit the tiles.
+    /// An equal convolution over a flat grid, when the kernel is a single tap: long rows suit the tiles. Not longer than
+    /// what one invocation may walk, though (`plain::split_count`).
     fn flattened(mut self) -> Self {
-        if self.kernel == [1; 3] && self.stride == [1; 3] && self.padding == [0; 3] {
-            let voxels = self.input.iter().product::<usize>();
+        let voxels = self.input.iter().product::<usize>();
+        if self.kernel == [1; 3] && self.stride == [1; 3] && self.padding == [0; 3] && voxels <= 1 << 17 {
             self.input = [1, 1, voxels];
             if voxels == 1 {
                 self.input = [1, 1, self.batch];

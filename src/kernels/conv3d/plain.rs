@@ -9,6 +9,8 @@ use crate::kernels::{Const, specialise};
 
 /// Bytes of input and output gradient that a run of rows should touch on the processor.
 const CACHED: usize = 512 << 10;
+/// Turns of all its loops together that Mesa's CPU adapter grants an invocation are 65,535; it ends loops silently there.
+const MOST_TURNS: usize = 50_000;
 /// Most bytes of partials.
 const PARTIALS: usize = 48 << 20;
 
@@ -112,7 +114,7 @@ pub(super) fn backward_weight(rec: &mut Recorder<'_>, problem: &Problem, input: 
     let parts = problem.parts(rec.caps)?;
     let o = g.output();
     let rows = parts[0].1 * o[0] * o[1];
-    let splits = split_count(rec, elements, rows, 0, elements.div_ceil(64));
+    let splits = split_count(rec, elements, rows, 0, o[2] + 1, elements.div_ceil(64));
     let part = rec.scratch(elements * splits);
     let text = text(problem.input, problem.output, Dtype::F32, input.norm.is_some());
     for (i, &(n0, n)) in parts.iter().enumerate() {
@@ -128,12 +130,13 @@ pub(super) fn backward_weight(rec: &mut Recorder<'_>, problem: &Problem, input: 
 
 /// How many splits of `rows` rows a weight gradient uses: enough workgroups to fill the adapter and, on the
 /// processor, runs of rows (of `row_bytes`) that stay in its cache; few enough that the partials of `elements`
-/// elements stay small.
-pub(super) fn split_count(rec: &Recorder<'_>, elements: usize, rows: usize, row_bytes: usize, groups: usize) -> usize {
+/// elements stay small. A row takes an invocation `turns` turns of its loops, of which there is a bound on the processor.
+pub(super) fn split_count(rec: &Recorder<'_>, elements: usize, rows: usize, row_bytes: usize, turns: usize, groups: usize) -> usize {
     let cpu = rec.caps.kind == Kind::Cpu;
     let wanted = (if cpu { 32 } else { 2048 } / groups.max(1)).max(if cpu { rows * row_bytes / CACHED } else { 0 });
     let bound = PARTIALS.min(usize::try_from(rec.caps.max_binding / 2).unwrap_or(usize::MAX)) / 4 / elements.max(1);
-    wanted.clamp(1, rows.max(1)).min(bound.max(1))
+    let least = if cpu { (rows * turns).div_ceil(MOST_TURNS) } else { 1 };
+    wanted.min(bound).max(least).clamp(1, rows.max(1))
 }
 
 /// Writes the sum of `splits` partials `[taps, C_out, c]` to the source's channels of `d_weight`, or adds it to them.

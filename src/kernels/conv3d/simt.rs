@@ -502,7 +502,7 @@ pub(super) fn backward_weight(rec: &mut Recorder<'_>, problem: &Problem, input: 
     let parts = p.parts(rec.caps)?;
     let rows = parts[0].1 * plan.product.out[0] * plan.product.out[1] * plan.segments();
     let groups = plan.groups(g, s);
-    let splits = plain::split_count(rec, elements, rows, 0, groups);
+    let splits = plain::split_count(rec, elements, rows, 0, 1, groups);
     let part = rec.scratch(elements * splits);
     let text = plan.text(g, &input, d_output.dtype);
     for (i, &(n0, n)) in parts.iter().enumerate() {

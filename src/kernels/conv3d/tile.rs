@@ -264,7 +264,7 @@ pub(super) fn backward_weight(
     let groups = (g.kernel[0] * g.kernel[1] * (s.channels / lot(s.channels))).div_ceil(t.lanes()) * blocks;
     let rows = parts[0].1 * t.out[0] * t.out[1];
     let row_bytes = (g.input[2] * s.channels + t.out[2] * g.out_channels) * 4;
-    let splits = plain::split_count(rec, elements, rows, row_bytes, groups);
+    let splits = plain::split_count(rec, elements, rows, row_bytes, t.out[2].div_ceil(t.tw()) + 1, groups);
     let part = rec.scratch(elements * splits);
     let text = t.weight_text(wide, blocks, p.input, p.output, input.norm.is_some());
     for (i, &(n0, n)) in parts.iter().enumerate() {
