@@ -495,27 +495,16 @@ fn blank(op: &str, shape: &str, flops: u64, wall: Option<Stats>) -> Row {
     let seconds = wall.map(|w| w.median);
     Row {
         op: op.into(),
-        layer: String::new(),
         shape: shape.into(),
         pass: "forward".into(),
         variant: "default".into(),
         dtype: "f32".into(),
         times: 1,
         flops,
-        bytes: 0,
-        dispatches: 0,
-        device_s: None,
         wall_s: wall,
         gflop_s: seconds.map(|s| flops as f64 / s / 1e9),
-        gb_s: None,
-        intensity: 0.0,
-        roof_percent: None,
-        roof_s: None,
-        bound: None,
-        check: None,
-        skipped: None,
-        flags: Vec::new(),
         extra: std::collections::BTreeMap::new(),
+        ..Row::default()
     }
 }
 

@@ -1,6 +1,5 @@
 //! How fast cubes come out of a prepared store, or out of volumes in memory.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -110,27 +109,14 @@ pub fn measure(volumes: Volumes, batch: usize, cube: [usize; 3], rules: &Rules) 
     let bytes = (batch * cube.iter().product::<usize>()) as u64 * 4;
     let mut row = Row {
         op: "loader".into(),
-        layer: String::new(),
         shape: format!("{batch},{x},{y},{z}"),
         pass: "forward".into(),
         variant: word.into(),
         dtype: "f32".into(),
         times: 1,
-        flops: 0,
         bytes,
-        dispatches: 0,
-        device_s: None,
         wall_s: Some(m.wall),
-        gflop_s: None,
-        gb_s: None,
-        intensity: 0.0,
-        roof_percent: None,
-        roof_s: None,
-        bound: None,
-        check: None,
-        skipped: None,
-        flags: Vec::new(),
-        extra: BTreeMap::new(),
+        ..Row::default()
     };
     row.measured(&m, None);
     row.extra.insert("cubes_per_s".into(), batch as f64 / m.wall.median);

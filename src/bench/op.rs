@@ -241,19 +241,8 @@ impl Problem {
             times: 1,
             flops: self.flops,
             bytes: self.bytes(),
-            dispatches: 0,
-            device_s: None,
-            wall_s: None,
-            gflop_s: None,
-            gb_s: None,
             intensity: self.flops as f64 / self.bytes().max(1) as f64,
-            roof_percent: None,
-            roof_s: None,
-            bound: None,
-            check: None,
-            skipped: None,
-            flags: Vec::new(),
-            extra: BTreeMap::new(),
+            ..Row::default()
         }
     }
 }

@@ -3,7 +3,6 @@
 //! The parts are timed one after the other, each alone; the whole step is timed as training runs it, so the parts add
 //! up to more than the whole where host and device work side by side.
 
-use std::collections::BTreeMap;
 use std::time::Instant;
 
 use super::measure::{Measurement, Rules, Stats, repeat};
@@ -170,21 +169,7 @@ fn blank(setup: &Setup, op: &str, layer: &str, pass: &str) -> Row {
         variant: setup.model.word().into(),
         dtype: if setup.precision == Precision::Mixed { "f16" } else { "f32" }.into(),
         times: 1,
-        flops: 0,
-        bytes: 0,
-        dispatches: 0,
-        device_s: None,
-        wall_s: None,
-        gflop_s: None,
-        gb_s: None,
-        intensity: 0.0,
-        roof_percent: None,
-        roof_s: None,
-        bound: None,
-        check: None,
-        skipped: None,
-        flags: Vec::new(),
-        extra: BTreeMap::new(),
+        ..Row::default()
     }
 }
 
