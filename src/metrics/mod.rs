@@ -1,0 +1,1 @@
+//! How good predictions are: overlap and distance of masks, ranking of scores, and what differences between runs mean.
