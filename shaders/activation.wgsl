@@ -1,6 +1,6 @@
 // Elementwise activations and their derivatives; an invocation takes TURNS vectors.
 // uses: grid
-// expects: FUNCTION (0 relu, 1 elu, 2 sigmoid), Elem (f32 or vec4<f32>), Stored (Elem, or the same of f16)
+// expects: FUNCTION (0 relu, 1 elu, 2 sigmoid, 3 step), Elem (f32 or vec4<f32>), Stored (Elem, or the same of f16)
 struct Params { n: u32 }                                                // vectors
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> input: array<Stored>;          // [n]; backward: the forward output
@@ -14,6 +14,7 @@ const TURNS: u32 = 4u;
 fn value(x: Elem) -> Elem {
     if FUNCTION == 0u { return select(x, Elem(0.0), x < Elem(0.0)); }
     if FUNCTION == 1u { return select(x, exp(x) - 1.0, x < Elem(0.0)); }
+    if FUNCTION == 3u { return select(Elem(0.0), Elem(1.0), x > Elem(0.0)); }
     return 1.0 / (1.0 + exp(-x));
 }
 
@@ -21,6 +22,7 @@ fn value(x: Elem) -> Elem {
 fn slope(y: Elem) -> Elem {
     if FUNCTION == 0u { return select(Elem(0.0), Elem(1.0), y > Elem(0.0)); }
     if FUNCTION == 1u { return select(y + 1.0, Elem(1.0), y > Elem(0.0)); }
+    if FUNCTION == 3u { return Elem(0.0); }
     return y * (1.0 - y);
 }
 

@@ -1,6 +1,6 @@
 // Elementwise losses: mean over each sample, and derivative. Each workgroup stays within a sample.
 // uses: grid, group_sum, turns
-// expects: Elem (f32 or vec4<f32>), TURNS (values of an invocation), SUCCESSIVE, KIND (0 squared error, 1 absolute error, 2 cross-entropy of a logit and a probability)
+// expects: Elem (f32 or vec4<f32>), TURNS (values of an invocation), SUCCESSIVE, KIND (0 squared error, 1 absolute error, 2 cross-entropy of a logit and a probability, 3 logistic loss of a logit and a signed weight)
 struct Params {
     batch: u32,                                                         // samples of this dispatch
     sample: u32,                                                        // elements of type Elem in a sample
@@ -34,12 +34,21 @@ fn log_1p(e: Elem) -> Elem {
 fn value(x: Elem, y: Elem) -> Elem {
     if KIND == 0u { return (x - y) * (x - y); }
     if KIND == 1u { return abs(x - y); }
+    if KIND == 3u {
+        let z = -sign(y) * x;
+        return abs(y) * (max(z, Elem()) + log_1p(exp(-abs(z))));
+    }
     return max(x, Elem()) - x * y + log_1p(exp(-abs(x)));
 }
 
 fn slope(x: Elem, y: Elem) -> Elem {
     if KIND == 0u { return 2.0 * (x - y); }
     if KIND == 1u { return sign(x - y); }
+    if KIND == 3u {
+        let z = -sign(y) * x;
+        let f = exp(-abs(z));
+        return -y * select(f, Elem(1.0), z >= Elem()) / (Elem(1.0) + f);
+    }
     let e = exp(-abs(x));
     return select(e, Elem(1.0), x >= Elem()) / (Elem(1.0) + e) - y;
 }

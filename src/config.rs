@@ -219,6 +219,47 @@ words! {
     }
 }
 
+words! {
+    /// What segmentation minimises.
+    SegmentationLoss {
+        /// Soft Dice over the batch, averaged over the classes but the background.
+        Dice = "dice",
+        /// Cross-entropy of every voxel.
+        CrossEntropy = "ce",
+        /// The sum of both.
+        Both = "dice+ce",
+    }
+}
+words! {
+    /// How much each class counts in a cross-entropy.
+    ClassWeights {
+        /// All alike.
+        None = "none",
+        /// In inverse proportion to how often it occurs in the training part, at most 100 times the least.
+        Balanced = "balanced",
+    }
+}
+words! {
+    /// Axes along which training examples are reversed at random, each with probability one half.
+    Flip {
+        /// None.
+        None = "none",
+        /// x: left and right.
+        X = "x",
+        /// x and y.
+        Xy = "xy",
+        /// All three.
+        Xyz = "xyz",
+    }
+}
+
+impl Flip {
+    /// Whether each axis may be reversed.
+    pub fn axes(self) -> [bool; 3] {
+        [self != Self::None, matches!(self, Self::Xy | Self::Xyz), self == Self::Xyz]
+    }
+}
+
 /// All settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -237,6 +278,8 @@ pub struct Config {
     pub train: Train,
     /// Loss weights.
     pub loss: Loss,
+    /// Learning a target task; the other sections hold there too.
+    pub finetune: Finetune,
 }
 
 /// From scan files to one common grid with values in `[0, 1]`.
@@ -405,6 +448,41 @@ pub struct Train {
     pub tune_seconds: usize,
 }
 
+/// Learning a target task from labelled data.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Finetune {
+    /// Factor of the encoder's learning rate: 1 trains it like the rest, 0 leaves it as it was loaded, its running
+    /// statistics included.
+    pub encoder_rate: f32,
+    /// Loss of segmentation.
+    pub loss: SegmentationLoss,
+    /// Class weights of the cross-entropy.
+    pub class_weights: ClassWeights,
+    /// Share of training windows that are laid around a voxel of a random class that is not background.
+    pub foreground: f32,
+    /// Windows taken of each scan in an epoch of segmentation.
+    pub windows: usize,
+    /// Random flips.
+    pub flip: Flip,
+    /// Strength of random changes of brightness, contrast, gamma and noise; 0 for none, 1 for ±10 % and the like.
+    pub intensity: f32,
+    /// Share of the labelled training cases that are used; the cases of a smaller share are among those of a larger.
+    pub fraction: f32,
+    /// Share of the cases to choose the best model by, where the data do not say.
+    pub validation_fraction: f32,
+    /// Share of the cases to report on, where the data do not say.
+    pub test_fraction: f32,
+    /// Parts of a cross-validation; 0 divides by the fractions above. Part `fold` is reported on, the next one chooses the model.
+    pub folds: usize,
+    /// Which of the folds, from 0.
+    pub fold: usize,
+    /// Classification with two classes: negatives used in an epoch for each positive, drawn anew; 0 for all.
+    pub negatives_per_positive: f32,
+    /// Average predictions over the flips when testing.
+    pub test_flips: bool,
+}
+
 /// Weights of the joint loss.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -493,6 +571,22 @@ impl Default for Config {
                 tune_seconds: 60,
             },
             loss: Loss { restoration: 1.0, classification: 0.01 },
+            finetune: Finetune {
+                encoder_rate: 1.0,
+                loss: SegmentationLoss::Both,
+                class_weights: ClassWeights::None,
+                foreground: 0.5,
+                windows: 4,
+                flip: Flip::Xyz,
+                intensity: 1.0,
+                fraction: 1.0,
+                validation_fraction: 0.15,
+                test_fraction: 0.15,
+                folds: 0,
+                fold: 0,
+                negatives_per_positive: 0.0,
+                test_flips: false,
+            },
         }
     }
 }
@@ -690,6 +784,8 @@ impl Config {
             ("loss.restoration", self.loss.restoration),
             ("loss.classification", self.loss.classification),
             ("discover.min_distance", d.min_distance),
+            ("finetune.encoder_rate", self.finetune.encoder_rate),
+            ("finetune.negatives_per_positive", self.finetune.negatives_per_positive),
         ] {
             if !(v >= 0.0 && v.is_finite()) {
                 return bad(key, format!("{v} must not be negative"));
@@ -697,6 +793,31 @@ impl Config {
         }
         if !(t.factor > 0.0 && t.factor <= 1.0) {
             return bad("train.factor", format!("{} is outside (0, 1]", t.factor));
+        }
+        let f = &self.finetune;
+        for (key, v) in [
+            ("finetune.foreground", f.foreground),
+            ("finetune.validation_fraction", f.validation_fraction),
+            ("finetune.test_fraction", f.test_fraction),
+        ] {
+            if !(0.0..=1.0).contains(&v) {
+                return bad(key, format!("{v} is outside 0..=1"));
+            }
+        }
+        if !(f.fraction > 0.0 && f.fraction <= 1.0) {
+            return bad("finetune.fraction", format!("{} is outside (0, 1]", f.fraction));
+        }
+        if !(0.0..=5.0).contains(&f.intensity) {
+            return bad("finetune.intensity", format!("{} is outside 0..=5", f.intensity));
+        }
+        if f.windows == 0 || f.windows > 4096 {
+            return bad("finetune.windows", format!("{} is outside 1..=4096", f.windows));
+        }
+        if f.folds == 1 || f.folds == 2 || (f.folds > 0 && f.fold >= f.folds) {
+            return bad(
+                "finetune.fold",
+                format!("fold {} of {} does not exist; at least 3 folds make a training, a validation and a test part", f.fold, f.folds),
+            );
         }
         let p = &self.prepare;
         if !(p.validation_fraction > 0.0 && p.validation_fraction < 1.0) {

@@ -6,7 +6,7 @@
 
 use crate::config::{Activation, Model, Norm, Variant};
 use crate::error::{Error, Result};
-use crate::graph::{Graph, Upsampling, ValueId};
+use crate::graph::{Graph, Shape, Upsampling, ValueId};
 use crate::kernels::activation::Function;
 use crate::nn::{self, Start, Statistics};
 
@@ -32,11 +32,13 @@ pub struct Spec {
     pub activation: Activation,
     /// Statistics when evaluating.
     pub norm: Norm,
+    /// Channels of the input; 1 unless a target task has more.
+    pub channels: usize,
 }
 
 impl From<&Model> for Spec {
     fn from(m: &Model) -> Self {
-        Self { base: m.base_channels, depth: m.depth, variant: m.variant, activation: m.activation, norm: m.norm }
+        Self { base: m.base_channels, depth: m.depth, variant: m.variant, activation: m.activation, norm: m.norm, channels: 1 }
     }
 }
 
@@ -52,12 +54,28 @@ pub struct Encoded {
 impl Spec {
     /// The network that describes patients: the Keras variant, as published.
     pub fn autoencoder(base: usize, depth: usize) -> Self {
-        Self { base, depth, variant: Variant::Keras, activation: Activation::Relu, norm: Norm::Running }
+        Self { base, depth, variant: Variant::Keras, activation: Activation::Relu, norm: Norm::Running, channels: 1 }
     }
 
     /// Channels of the deepest block, the width of a patient's features.
     pub fn features(&self) -> usize {
         self.base << self.depth
+    }
+
+    /// Whether a parameter or running statistic of that name belongs to the encoder.
+    pub fn in_encoder(&self, name: &str) -> bool {
+        match self.variant {
+            Variant::PyTorch => name.starts_with("down_tr"),
+            Variant::Keras => {
+                let index = name.strip_prefix("depth_").and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
+                index.is_some_and(|i| i < 2 * self.depth)
+            }
+        }
+    }
+
+    /// An input `[N, grid, channels]`.
+    pub fn input(&self, g: &mut Graph, name: &str, batch: usize, grid: [usize; 3]) -> ValueId {
+        g.input(name, Shape::new(batch, grid, self.channels))
     }
 
     fn start(&self) -> Start {
@@ -95,7 +113,7 @@ impl Spec {
         nn::activation(g, &act, self.activation, y)
     }
 
-    /// The encoder on `x` `[N, D, H, W, 1]`.
+    /// The encoder on `x` `[N, D, H, W, channels]`.
     ///
     /// # Errors
     /// [`Error::Shape`] when the grid is not divisible by 2^(depth-1).
@@ -147,12 +165,35 @@ impl Spec {
     /// As [`Spec::decoder`].
     pub fn restoration(&self, g: &mut Graph, encoded: &Encoded, concat: bool, mode: Mode) -> Result<ValueId> {
         let x = self.decoder(g, encoded, concat, mode)?;
-        let name = match self.variant {
+        let y = nn::conv3d(g, self.output_layer(), self.start(), &[x], 1, 1)?;
+        Ok(g.activation("restored", Function::Sigmoid, y))
+    }
+
+    /// Name of the decoder's output layer.
+    pub fn output_layer(&self) -> &'static str {
+        match self.variant {
             Variant::PyTorch => "out_tr.final_conv",
             Variant::Keras => "final_conv",
-        };
-        let y = nn::conv3d(g, name, self.start(), &[x], 1, 1)?;
-        Ok(g.activation("restored", Function::Sigmoid, y))
+        }
+    }
+
+    /// The decoder with an output layer of `outputs` logits a voxel: `[N, grid, outputs]`. With one it is the layer that restores
+    /// (which a sigmoid follows), so that its weights are a start for a mask.
+    ///
+    /// # Errors
+    /// As [`Spec::decoder`].
+    pub fn segmentation(&self, g: &mut Graph, encoded: &Encoded, outputs: usize, mode: Mode) -> Result<ValueId> {
+        let x = self.decoder(g, encoded, true, mode)?;
+        nn::conv3d(g, self.output_layer(), self.start(), &[x], outputs, 1)
+    }
+
+    /// A linear layer on the mean of the deepest block over the grid: logits `[N, 1, 1, 1, outputs]` (method reference, section 8).
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when shapes do not fit.
+    pub fn classifier(&self, g: &mut Graph, encoded: &Encoded, outputs: usize) -> Result<ValueId> {
+        let y = g.global_avg_pool("classifier.mean", encoded.deepest);
+        nn::linear(g, "classifier", self.start(), y, outputs)
     }
 
     /// The class head on the deepest block: logits `[N, 1, 1, 1, classes]`. Its activation is always ReLU.

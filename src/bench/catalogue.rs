@@ -1,9 +1,9 @@
 //! Every operation by name: what shape it takes, which passes it has, and the problem it becomes.
 
-use super::conv;
 use super::op::Problem;
 use super::ops::{self, Grid, Norm, Transform};
 use super::shape;
+use super::{classes, conv};
 use crate::error::{Error, Result};
 use crate::gpu::{Caps, Dtype};
 use crate::graph::{Graph, Node, Op, Upsampling};
@@ -39,7 +39,7 @@ const fn kind(name: &'static str, fields: &'static str, passes: &'static [&'stat
 }
 
 /// Every operation.
-pub const KINDS: [Kind; 48] = [
+pub const KINDS: [Kind; 54] = [
     kind("conv3d", CONV, PASSES, "convolution; D,H,W is the input's grid"),
     kind("conv_transpose3d", CONV, PASSES, "transposed convolution; D,H,W is the input's grid, kernel and stride 2"),
     kind("conv3d_load", CONV, &["forward", "weight-grad"], "the same, of an input that is normalised as it is read"),
@@ -61,6 +61,7 @@ pub const KINDS: [Kind; 48] = [
     kind("relu", GRID, BOTH, "max(0, x)"),
     kind("elu", GRID, BOTH, "exponential linear unit"),
     kind("sigmoid", GRID, BOTH, "logistic function"),
+    kind("step", GRID, FORWARD, "1 above 0, else 0"),
     kind("prelu", GRID, BOTH, "a slope per channel below 0"),
     kind("add", GRID, FORWARD, "sum of two tensors"),
     kind("scale", GRID, FORWARD, "product with a number"),
@@ -70,7 +71,12 @@ pub const KINDS: [Kind; 48] = [
     kind("mse", GRID, BOTH, "mean squared error per sample"),
     kind("mae", GRID, BOTH, "mean absolute error per sample"),
     kind("bce", GRID, BOTH, "binary cross-entropy of logits per sample"),
+    kind("logistic", GRID, BOTH, "logistic loss of logits with signed weights, per sample"),
     kind("soft_dice", GRID, BOTH, "soft Dice loss over everything"),
+    kind("class_dice", "ROWS,CLASSES", BOTH, "soft Dice loss of every class but the first"),
+    kind("softmax", "ROWS,CLASSES", BOTH, "softmax of class scores"),
+    kind("weigh", "ROWS,CLASSES", FORWARD, "numbers weighted by the class of their row"),
+    kind("arg_max", "ROWS,CLASSES", FORWARD, "the class with the largest score"),
     kind("cross_entropy", "ROWS,CLASSES", BOTH, "cross-entropy of class scores"),
     kind("correct", "ROWS,CLASSES", FORWARD, "whether the largest score is the label's"),
     kind("adam", "ELEMENTS", STEP, "a step of Adam"),
@@ -147,7 +153,7 @@ pub fn problem(caps: &Caps, kind: &Kind, pass: &'static str, n: &[usize], option
         return Err(Error::Usage(format!("{} has no --kernel, --stride or --padding", kind.name)));
     }
     if dtype == Dtype::F16 {
-        if kind.fields != CONV && kind.fields != GRID || matches!(kind.name, "mse" | "mae" | "bce" | "soft_dice" | "head") {
+        if kind.fields != CONV && kind.fields != GRID || matches!(kind.name, "mse" | "mae" | "bce" | "logistic" | "soft_dice" | "head") {
             return Err(Error::Usage(format!("--dtype f16: {} works on 32-bit values only", kind.name)));
         }
         if !caps.f16 {
@@ -217,6 +223,7 @@ pub fn problem(caps: &Caps, kind: &Kind, pass: &'static str, n: &[usize], option
         "relu" => ops::activation(Function::Relu, grid(), grad, dtype),
         "elu" => ops::activation(Function::Elu, grid(), grad, dtype),
         "sigmoid" => ops::activation(Function::Sigmoid, grid(), grad, dtype),
+        "step" => ops::activation(Function::Step, grid(), grad, dtype),
         "prelu" => ops::prelu(grid(), grad, dtype),
         "add" => ops::add(grid(), dtype),
         "scale" => ops::scale(grid(), dtype),
@@ -226,6 +233,11 @@ pub fn problem(caps: &Caps, kind: &Kind, pass: &'static str, n: &[usize], option
         "mse" => ops::pointwise_loss(Pointwise::Mse, grid(), grad),
         "mae" => ops::pointwise_loss(Pointwise::Mae, grid(), grad),
         "bce" => ops::pointwise_loss(Pointwise::BceLogits, grid(), grad),
+        "logistic" => ops::pointwise_loss(Pointwise::Logistic, grid(), grad),
+        "class_dice" => classes::dice(n[0], n[1], grad),
+        "softmax" => classes::softmax(n[0], n[1], grad),
+        "weigh" => classes::weigh(n[0], n[1]),
+        "arg_max" => classes::arg_max(n[0], n[1]),
         "soft_dice" => ops::soft_dice(grid(), grad),
         "cross_entropy" => ops::cross_entropy(n[0], n[1], pass),
         "correct" => ops::cross_entropy(n[0], n[1], "correct"),
@@ -314,6 +326,12 @@ pub fn of_node(caps: &Caps, graph: &Graph, node: &Node, dtype: Dtype) -> Result<
         Op::Correct => ops::cross_entropy(out.len(), shape(0).channels, "correct"),
         Op::SoftDice => ops::soft_dice(grid(shape(0)), false),
         Op::SoftDiceGrad => ops::soft_dice(grid(out), true),
+        Op::Softmax => classes::softmax(out.len() / out.channels, out.channels, false),
+        Op::SoftmaxGrad => classes::softmax(out.len() / out.channels, out.channels, true),
+        Op::ClassDice(g) => classes::dice(g.rows, g.classes, false),
+        Op::ClassDiceGrad(g) => classes::dice(g.rows, g.classes, true),
+        Op::Weigh => classes::weigh(out.len(), shape(2).channels),
+        Op::ArgMax => classes::arg_max(out.len(), shape(0).channels),
         Op::Mean => ops::mean(shape(0).len(), false),
         Op::MeanGrad => ops::mean(out.len(), true),
     };

@@ -6,6 +6,7 @@
 
 pub mod accept;
 pub mod catalogue;
+pub mod classes;
 pub mod compare;
 pub mod conv;
 pub mod loader;

@@ -141,6 +141,7 @@ pub fn activation(function: Function, grid: Grid, grad: bool, dtype: Dtype) -> P
         Function::Relu => "relu",
         Function::Elu => "elu",
         Function::Sigmoid => "sigmoid",
+        Function::Step => "step",
     };
     if !grad {
         let x = vec![Operand::input("x", n, dtype, Content::random(1, n, 3.0))];
@@ -157,6 +158,7 @@ pub fn activation(function: Function, grid: Grid, grad: bool, dtype: Dtype) -> P
         Function::Relu => f64::from(y > 0.0),
         Function::Elu => (y + 1.0).min(1.0),
         Function::Sigmoid => y * (1.0 - y),
+        Function::Step => 0.0,
     };
     let record = move |rec: &mut Recorder<'_>, v: &[View]| activation::backward(rec, function, v[0], v[1], v[2]);
     pointwise(name, "grad", grid, inputs, dtype, 4e-6, record, move |x| slope(x[0]) * x[1])
@@ -694,11 +696,12 @@ pub fn pointwise_loss(kind: Pointwise, grid: Grid, grad: bool) -> Problem {
         Pointwise::Mse => ("mse", 1.0),
         Pointwise::Mae => ("mae", 1.0),
         Pointwise::BceLogits => ("bce", 3.0),
+        Pointwise::Logistic => ("logistic", 3.0),
     };
     let (n, batch) = (grid.len(), grid.batch);
     let per = n / batch;
     let x = Operand::input("prediction", n, Dtype::F32, Content::random(1, n, scale));
-    let t = vector("target", n, 2, 0.0, 1.0);
+    let t = if kind == Pointwise::Logistic { vector("weight", n, 2, -2.0, 2.0) } else { vector("target", n, 2, 0.0, 1.0) };
     let (shape, flops) = (grid.text(), 4 * n as u64);
     if grad {
         let operands = vec![x, t, vector("d_loss", batch, 3, 0.5, 1.5), Operand::output("d_prediction", n, Dtype::F32)];

@@ -18,7 +18,7 @@ use crate::model::{Mode, Spec};
 use crate::plan::{Options, Plan, Session, Store};
 use crate::train::fit::Stage;
 use crate::train::network::Objective;
-use crate::train::update::Update;
+use crate::train::update::{Update, together};
 use crate::transform::{Augment, Draws};
 
 /// Loss scale of mixed precision: large enough for gradients to survive, small enough for none to overflow.
@@ -118,6 +118,7 @@ impl Setup {
             size: self.cube,
             optimiser: Optimiser::Adam,
             precision: self.precision,
+            encoder_rate: 1.0,
         };
         let memory = stage.need(&config, ctx.caps(), &Options::of(ctx), self.batch)?.memory;
         Ok(memory.total - memory.validation)
@@ -191,7 +192,7 @@ impl Rig {
         let store = Store::new(ctx, &graph, 0)?;
         let session = Session::new(ctx, Plan::with(&graph, ctx.caps(), &Options::of(ctx))?, &store)?;
         let losses = objective.losses().iter().map(|name| session.output(name)).collect::<Result<Vec<_>>>()?;
-        let update = Update::new(ctx, &store, Optimiser::Adam, Hyper::default(), 0.0, 1, &losses)?;
+        let update = Update::new(ctx, &store, &together(&store.param_list), Optimiser::Adam, Hyper::default(), 0.0, 1, &losses)?;
         let voxels = setup.batch * setup.cube.iter().product::<usize>();
         let (mut augment, mut stand_in) = (None, None);
         if !matches!(objective, Objective::Autoencoder { .. }) {

@@ -129,7 +129,8 @@ impl Default for Scale {
 /// # Errors
 /// [`Error::Shape`] when the cube does not suit the network.
 pub fn network(name: &str, scale: Scale) -> Result<Graph> {
-    let spec = Spec { base: scale.base, depth: 4, variant: Variant::PyTorch, activation: Activation::Relu, norm: Norm::Running };
+    let spec =
+        Spec { base: scale.base, depth: 4, variant: Variant::PyTorch, activation: Activation::Relu, norm: Norm::Running, channels: 1 };
     let objective = match name {
         "ynet3d" => Objective::Joint { classes: CLASSES, restoration: 1.0, classification: 0.01 },
         _ => Objective::Autoencoder { skips: true },

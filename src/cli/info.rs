@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::args::Common;
 use super::text;
-use crate::data::nifti;
+use crate::data::image;
 use crate::data::store::{Split, Store};
 use crate::discover::manifest::Manifest;
 use crate::error::{Error, Result};
@@ -45,7 +45,7 @@ fn describe(path: &Path) -> Result<Value> {
     let name = path.to_string_lossy().to_ascii_lowercase();
     if name.ends_with(".safetensors") {
         checkpoint(path)
-    } else if name.ends_with(".nii") || name.ends_with(".nii.gz") {
+    } else if image::ending(path).is_some() {
         scan(path)
     } else if name.ends_with(".json") {
         manifest(path)
@@ -84,9 +84,9 @@ fn checkpoint(path: &Path) -> Result<Value> {
 }
 
 fn scan(path: &Path) -> Result<Value> {
-    let h = nifti::read_header(path)?;
+    let h = image::read_header(path)?;
     Ok(json!({
-        "kind": "scan", "file": path.to_string_lossy(), "format": format!("NIfTI-{}", h.version), "size": h.size, "spacing_mm": h.spacing(),
+        "kind": "scan", "file": path.to_string_lossy(), "format": if h.version == 0 { "MetaImage".to_owned() } else { format!("NIfTI-{}", h.version) }, "size": h.size, "spacing_mm": h.spacing(),
         "stored_as": h.kind.word(), "big_endian": h.big_endian, "scale": h.scale, "orientation_from": h.form.word(), "affine": h.affine,
         "declared_label_map": h.labels,
     }))

@@ -10,6 +10,7 @@ mod demo;
 mod devices;
 mod discover;
 mod doctor;
+mod finetune;
 mod info;
 mod phantom;
 mod plan;
@@ -54,6 +55,8 @@ enum Verb {
     Discover(discover::Args),
     /// Pretrain a network on scans, a prepared store or a run's patterns
     Pretrain(pretrain::Args),
+    /// Learn a task from labelled scans, from pretrained weights or from scratch
+    Finetune(finetune::Args),
     /// Say what a run would need; nothing is allocated or run
     Plan(plan::Args),
     /// Say what is in a checkpoint, a scan, a prepared store, a manifest or a run
@@ -99,6 +102,7 @@ fn dispatch(Cli { common, verb }: Cli) -> Result<()> {
         Verb::Prepare(a) => prepare::run(&common, &a),
         Verb::Discover(a) => discover::run(&common, &a),
         Verb::Pretrain(a) => pretrain::run(&common, &a),
+        Verb::Finetune(a) => finetune::run(&common, &a),
         Verb::Plan(a) => plan::run(&common, &a),
         Verb::Info(a) => info::run(&common, &a),
         Verb::Doctor(a) => doctor::run(&common, &a),

@@ -63,7 +63,18 @@ impl Source {
     }
 }
 
-fn absolute(path: &Path) -> PathBuf {
+impl Source {
+    /// As `inputs.json` has it.
+    pub(super) fn json(&self) -> serde_json::Value {
+        match self {
+            Self::Scans(paths) => json!({ "scans": paths.iter().map(|p| p.to_string_lossy()).collect::<Vec<_>>() }),
+            Self::Store(path) => json!({ "store": path.to_string_lossy() }),
+            Self::Run(path) => json!({ "run": path.to_string_lossy() }),
+        }
+    }
+}
+
+pub(super) fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf())
 }
 
@@ -115,6 +126,11 @@ impl Run {
         &self.dir
     }
 
+    /// What `inputs.json` says, if it can be read as that.
+    pub(super) fn inputs<T: serde::de::DeserializeOwned>(&self) -> Option<T> {
+        inputs(&self.dir)
+    }
+
     /// The settings of the run, if there is one.
     pub(super) fn settings(&self) -> Result<Option<Config>> {
         (self.found == Found::Run).then(|| Config::load(Some(&self.dir.join(CONFIG)), &[])).transpose()
@@ -134,6 +150,7 @@ impl Run {
             ("cube", before.cube != config.cube),
             ("discover", before.discover != config.discover),
             ("model", before.model != config.model),
+            ("finetune", before.finetune != config.finetune),
         ];
         match fixed.iter().find(|(_, differs)| *differs) {
             Some((key, _)) => Err(Error::input(
@@ -158,14 +175,9 @@ impl Run {
     }
 
     /// Creates the folder with the files that say what is run, and how and where.
-    pub(super) fn begin(&self, config: &Config, source: &Source, ctx: &Context, fits: &Fits) -> Result<()> {
+    pub(super) fn begin(&self, config: &Config, inputs: serde_json::Value, ctx: &Context, fits: &Fits) -> Result<()> {
         files::create_dir(&self.dir)?;
         let to_bytes = |v: serde_json::Value| format!("{v:#}\n").into_bytes();
-        let inputs = match source {
-            Source::Scans(paths) => json!({ "scans": paths.iter().map(|p| p.to_string_lossy()).collect::<Vec<_>>() }),
-            Source::Store(path) => json!({ "store": path.to_string_lossy() }),
-            Source::Run(path) => json!({ "run": path.to_string_lossy() }),
-        };
         files::write_bytes(&self.dir.join("environment.json"), &to_bytes(environment(ctx, fits)))?;
         files::write_bytes(&self.dir.join(INPUTS), &to_bytes(inputs))?;
         // Its presence makes the folder a run.
@@ -206,6 +218,10 @@ impl Run {
 }
 
 fn source(dir: &Path) -> Option<Source> {
+    inputs(dir)
+}
+
+fn inputs<T: serde::de::DeserializeOwned>(dir: &Path) -> Option<T> {
     serde_json::from_slice(&std::fs::read(dir.join(INPUTS)).ok()?).ok()
 }
 

@@ -81,7 +81,7 @@ pub(super) fn begin(common: &Common, args: &RunArgs, inputs: &[PathBuf], preset:
         text::note(common.json, &text);
     }
     let ready = (|| {
-        run.begin(&config, &source, &ctx, &Fits::new())?;
+        run.begin(&config, source.json(), &ctx, &Fits::new())?;
         let store = store(&run, &source, inputs.is_empty(), &config, common.json)?;
         adopt(&mut config, &source, &store);
         let begun = run.choices()?;
@@ -98,7 +98,7 @@ pub(super) fn begin(common: &Common, args: &RunArgs, inputs: &[PathBuf], preset:
         for (stage, fit) in &fits {
             text::note(common.json, &format!("{stage}: {fit}"));
         }
-        run.begin(&config, &source, &ctx, &fits)?;
+        run.begin(&config, source.json(), &ctx, &fits)?;
         Ok(store)
     })();
     match ready {

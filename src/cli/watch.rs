@@ -80,6 +80,14 @@ impl Watch {
         self.bounds.push(("joint", Bounds { per_epoch, epochs: t.epochs as u64, last: bound }));
     }
 
+    /// Says how long a target task can take with `samples` training samples an epoch.
+    pub(super) fn expect_task(&mut self, word: &'static str, config: &Config, samples: usize) {
+        let t = &config.train;
+        let last = (t.max_steps > 0).then_some(t.max_steps as u64);
+        let per_epoch = (samples / t.batch_size.max(1)).max(1) as u64;
+        self.bounds.push((word, Bounds { per_epoch, epochs: t.epochs as u64, last }));
+    }
+
     /// Ends what is shown.
     pub(super) fn finish(&mut self) {
         if let Some(progress) = self.progress.take() {
@@ -180,6 +188,11 @@ fn epoch_line(record: &Value) -> String {
     }
     if let (Some(r), Some(i)) = (number(record, "val_loss_rec"), number(record, "identity_error").filter(|&i| i > 0.0)) {
         parts.push(format!("restoration error {r:.5} (input {i:.5})"));
+    }
+    for name in ["dice", "auc"] {
+        if let Some(v) = number(record, &format!("val_{name}")) {
+            parts.push(format!("{name} {v:.4}"));
+        }
     }
     if let Some(a) = number(record, "val_accuracy") {
         parts.push(format!("accuracy {:.1} %", 100.0 * a));

@@ -116,23 +116,32 @@ impl Frame {
         sample(&data, turned, self.grid, &self.to_turned, Rule::Linear)
     }
 
-    /// A label map that belongs to the source on this frame's grid, nearest neighbour; 0 outside.
+    /// Whether `other` has the source's grid and lies where it lies.
     ///
     /// # Errors
-    /// A sentence if the map's size or place is not the scan's.
-    pub fn labels(&self, map: &Volume) -> Result<Vec<f32>, String> {
-        if map.size != self.source_size {
-            return Err(format!("has {:?} voxels, but its scan has {:?}; resample it to the scan", map.size, self.source_size));
+    /// A sentence if not.
+    pub fn same_place(&self, other: &Volume) -> Result<(), String> {
+        if other.size != self.source_size {
+            return Err(format!("has {:?} voxels, but its scan has {:?}; resample it to the scan", other.size, self.source_size));
         }
-        let last = map.size.map(|n| n as f64 - 1.0);
+        let last = other.size.map(|n| n as f64 - 1.0);
         let smallest = spacing(&self.source_affine).into_iter().fold(f64::INFINITY, f64::min);
         for corner in [[0.0; 3], last, [last[0], 0.0, 0.0], [0.0, last[1], 0.0]] {
-            let (a, b) = (apply(&map.affine, corner), apply(&self.source_affine, corner));
+            let (a, b) = (apply(&other.affine, corner), apply(&self.source_affine, corner));
             let same = (0..3).all(|r| (a[r] - b[r]).abs() <= SAME_PLACE * smallest);
             if !same {
                 return Err(format!("voxel {corner:?} lies at {a:.2?} mm, but in its scan at {b:.2?} mm; resample it to the scan"));
             }
         }
+        Ok(())
+    }
+
+    /// A label map that belongs to the source on this frame's grid, nearest neighbour; 0 outside.
+    ///
+    /// # Errors
+    /// A sentence if the map's size or place is not the scan's.
+    pub fn labels(&self, map: &Volume) -> Result<Vec<f32>, String> {
+        self.same_place(map)?;
         let turned = self.axes.turned_size(self.source_size);
         let data = self.axes.turn(map.data.clone(), self.source_size);
         Ok(sample(&data, turned, self.grid, &self.to_turned, Rule::Nearest))

@@ -4,10 +4,13 @@
 //! Nothing here touches a graphics adapter. Files from outside are treated as hostile: what a
 //! header claims is held against the file's length before anything is allocated.
 
+pub mod arrays;
 pub mod cubes;
 pub mod frame;
+pub mod image;
 pub mod intensity;
 pub mod mapped;
+mod metaimage;
 pub mod nifti;
 pub mod orient;
 pub mod phantom;

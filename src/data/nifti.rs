@@ -9,5 +9,5 @@ mod read;
 mod write;
 
 pub use header::{Form, Header, Kind};
-pub use read::{read, read_header, stream};
+pub(in crate::data) use read::{MAX_RATIO, Opened, open, read_opened, stream_opened};
 pub use write::{Stored, write, write_f32, write_i16, write_u8};

@@ -11,7 +11,8 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::frame::Frame;
-use super::nifti::{self, Form, Header};
+use super::image;
+use super::nifti::{Form, Header};
 use super::recipe::{MAX_VOXELS, Recipe};
 use super::scans;
 use super::store::{self, Absent, Index, ScanRecord, Split, Store};
@@ -123,7 +124,7 @@ pub fn prepare_if(
         &found.scans,
         |_| 0,
         false,
-        |path| (hash_file(path).unwrap_or_default(), nifti::read_header(path)),
+        |path| (hash_file(path).unwrap_or_default(), image::read_header(path)),
         |_| {
             done += 1;
             on(Progress::Read { done, total });
@@ -346,14 +347,14 @@ fn split(records: &mut [ScanRecord], fraction: f32, seed: u32) {
 fn ids(paths: &[&Path]) -> Vec<String> {
     let mut times: BTreeMap<String, usize> = BTreeMap::new();
     for p in paths {
-        *times.entry(scans::stem(p).to_lowercase()).or_default() += 1;
+        *times.entry(image::stem(p).to_lowercase()).or_default() += 1;
     }
     // File systems may not tell upper from lower case.
     let mut used = BTreeSet::new();
     paths
         .iter()
         .map(|p| {
-            let mut id = scans::stem(p);
+            let mut id = image::stem(p);
             if times[&id.to_lowercase()] > 1
                 && let Some(folder) = absolute(p).parent().and_then(Path::file_name)
             {
@@ -391,15 +392,18 @@ fn absolute(path: &Path) -> PathBuf {
 
 /// SHA-256 of a file; `None` if it cannot be read, which reading it will tell.
 fn hash_file(path: &Path) -> Option<String> {
-    let mut file = File::open(path).ok()?;
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 18];
-    loop {
-        match file.read(&mut buffer).ok()? {
-            0 => return Some(hash.finalize().iter().map(|b| format!("{b:02x}")).collect()),
-            n => hash.update(&buffer[..n]),
+    for part in image::files(path).unwrap_or_else(|_| vec![path.to_path_buf()]) {
+        let mut file = File::open(part).ok()?;
+        loop {
+            match file.read(&mut buffer).ok()? {
+                0 => break,
+                n => hash.update(&buffer[..n]),
+            }
         }
     }
+    Some(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
 }
 
 /// Does `work` for every item on all cores, so many at a time that their costs together stay below [`MEMORY_BYTES`].

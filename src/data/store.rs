@@ -38,7 +38,7 @@ pub enum Split {
 }
 
 /// What a value in `[0, 1]` is stored as.
-fn quantise(v: f32) -> u16 {
+pub fn quantise(v: f32) -> u16 {
     (v.clamp(0.0, 1.0) * 65535.0).round() as u16
 }
 
@@ -243,7 +243,11 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    fn open(path: &Path, size: [usize; 3]) -> Result<Self> {
+    /// Maps the file at `path`, which [`write_array`] has written with `size`.
+    ///
+    /// # Errors
+    /// An [`Error::Input`] if it is missing, damaged or of another size.
+    pub fn open(path: &Path, size: [usize; 3]) -> Result<Self> {
         let bytes = Mapped::open(path)?;
         let header = npy_header(size);
         if !bytes.starts_with(&header) || bytes.len() != header.len() + 2 * voxels(size).unwrap_or(usize::MAX / 4) {
@@ -270,6 +274,18 @@ impl Prepared {
     /// # Panics
     /// If the window reaches outside the grid.
     pub fn window(&self, start: [usize; 3], size: [usize; 3]) -> Vec<f32> {
+        self.collect(start, size, dequantise)
+    }
+
+    /// The numbers of the window that begins at `start` as they are stored, `[x][y][z]`.
+    ///
+    /// # Panics
+    /// If the window reaches outside the grid.
+    pub fn raw(&self, start: [usize; 3], size: [usize; 3]) -> Vec<u16> {
+        self.collect(start, size, |q| q)
+    }
+
+    fn collect<T>(&self, start: [usize; 3], size: [usize; 3], take: impl Fn(u16) -> T) -> Vec<T> {
         let inside = (0..3).all(|a| start[a].checked_add(size[a]).is_some_and(|end| end <= self.size[a]));
         assert!(inside, "the window of {size:?} at {start:?} reaches outside the grid of {:?}", self.size);
         let [_, ny, nz] = self.size;
@@ -277,7 +293,7 @@ impl Prepared {
         for x in start[0]..start[0] + size[0] {
             for y in start[1]..start[1] + size[1] {
                 let from = self.start + 2 * ((x * ny + y) * nz + start[2]);
-                out.extend(self.bytes[from..from + 2 * size[2]].chunks_exact(2).map(|q| dequantise(u16::from_le_bytes([q[0], q[1]]))));
+                out.extend(self.bytes[from..from + 2 * size[2]].chunks_exact(2).map(|q| take(u16::from_le_bytes([q[0], q[1]]))));
             }
         }
         out
@@ -345,8 +361,16 @@ pub(super) fn begin(dir: &Path) -> Result<()> {
 
 /// Writes one volume and returns the SHA-256 of its voxels.
 pub(super) fn write_volume(dir: &Path, id: &str, data: &[f32], size: [usize; 3]) -> Result<String> {
-    let bytes: Vec<u8> = data.iter().flat_map(|&v| quantise(v).to_le_bytes()).collect();
-    files::write_atomic(&volume_path(dir, id), |out| {
+    write_array(&volume_path(dir, id), data.iter().map(|&v| quantise(v)), size)
+}
+
+/// Writes `[x][y][z]` numbers as an `.npy` file of u16 and returns the SHA-256 of their bytes.
+///
+/// # Errors
+/// An [`Error::Io`] naming `path`.
+pub fn write_array(path: &Path, values: impl Iterator<Item = u16>, size: [usize; 3]) -> Result<String> {
+    let bytes: Vec<u8> = values.flat_map(u16::to_le_bytes).collect();
+    files::write_atomic(path, |out| {
         use std::io::Write;
         out.write_all(&npy_header(size))?;
         out.write_all(&bytes)

@@ -201,7 +201,7 @@ fn spec(config: &Config) -> Spec {
 pub fn stage(config: &Config, batch: usize, size: [usize; 3]) -> Stage {
     let objective = Objective::Autoencoder { skips: config.discover.autoencoder.skips };
     // Patients are described alike whatever precision the network is pretrained in.
-    Stage { objective, spec: spec(config), batch, size, precision: Precision::F32, optimiser: Optimiser::Adam }
+    Stage { objective, spec: spec(config), batch, size, precision: Precision::F32, optimiser: Optimiser::Adam, encoder_rate: 1.0 }
 }
 
 /// The autoencoder's settings for an adapter, with nothing left to derive, and how its steps of `batch` scans are taken
@@ -361,7 +361,10 @@ pub fn train(
         checkpoint_steps: config.train.checkpoint_steps,
         last: &last,
         best: &best,
-        origin: identity.clone(),
+        about: json!({ "origin": identity }),
+        encoder_rate: 1.0,
+        class_weights: &[],
+        judges: None,
         interrupted,
     };
     let (state, weights, mut log) = match unfinished {

@@ -42,7 +42,7 @@ use crate::nn;
 use crate::plan::{Plan, Session, Store};
 use crate::rng::{Key, Purpose};
 use crate::train::checkpoint::{Named, download, load_state_dict};
-use crate::train::update::Update;
+use crate::train::update::{Update, together};
 
 const OUTPUT_LIMIT: f64 = 1e-4;
 const GRADIENT_LIMIT: f64 = 1e-3;
@@ -145,6 +145,7 @@ impl Network {
             variant: if keras { Variant::Keras } else { Variant::PyTorch },
             activation: if prelu { Activation::PRelu } else { Activation::Relu },
             norm: Norm::Running,
+            channels: 1,
         };
         Ok(Self { spec, restores, skips, classes })
     }
@@ -409,7 +410,7 @@ impl Rig<'_> {
         if self.steps == 0 {
             return Ok(out);
         }
-        let mut update = Update::new(ctx, store, Optimiser::Adam, Hyper::default(), 0.0, 1, &[])?;
+        let mut update = Update::new(ctx, store, &together(&store.param_list), Optimiser::Adam, Hyper::default(), 0.0, 1, &[])?;
         let mut losses = out["loss"].clone();
         for step in 1..=self.steps {
             update.apply(ctx, RATE)?;

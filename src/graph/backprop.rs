@@ -7,8 +7,9 @@
 
 use std::collections::HashMap;
 
-use super::{Graph, Home, Node, Op, Shape, ValueId};
+use super::{Graph, Home, Node, Op, Shape, Value, ValueId};
 use crate::error::{Error, Result};
+use crate::kernels::activation::Function;
 use crate::kernels::batch_norm::Use;
 
 /// Gradients found so far, by value.
@@ -55,7 +56,8 @@ impl Graph {
 
     /// Which values lie between a parameter (or a wanted value) and anything computed from it.
     fn needing_gradient(&self, wanted: &[ValueId]) -> Vec<bool> {
-        let mut needed: Vec<bool> = self.values.iter().map(|v| matches!(v.home, Home::Param(_))).collect();
+        let trained = |v: &Value| matches!(v.home, Home::Param(i) if !self.frozen[i]);
+        let mut needed: Vec<bool> = self.values.iter().map(trained).collect();
         for w in wanted {
             needed[w.0] = true;
         }
@@ -132,16 +134,18 @@ impl Graph {
                 let how = Use { fixed: matches!(node.op, Op::BatchNormRunning(_)), relu: false };
                 let shapes = [self.shape(x[0]), self.shape(x[1]), self.shape(x[2])];
                 let d = self.push(&label, Op::BatchNormGrad { geom: *geom, how }, vec![x[0], y[1], dy], &shapes);
-                for (&v, &g) in x[..3].iter().zip(&d) {
+                for (&v, &g) in x[..3].iter().zip(&d).filter(|(v, _)| wants(**v)) {
                     self.contribute(grads, &label, v, g);
                 }
             }
+            Op::Activation(Function::Step) => {}
             Op::Activation(f) => one(self, grads, Op::ActivationGrad(*f), vec![y[0], dy], x[0]),
             Op::PRelu => {
                 let shapes = [self.shape(x[0]), self.shape(x[1])];
                 let d = self.push(&label, Op::PReluGrad, vec![x[0], x[1], dy], &shapes);
-                self.contribute(grads, &label, x[0], d[0]);
-                self.contribute(grads, &label, x[1], d[1]);
+                for (&v, &g) in x.iter().zip(&d).filter(|(v, _)| wants(**v)) {
+                    self.contribute(grads, &label, v, g);
+                }
             }
             Op::Add => {
                 for &operand in x {
@@ -154,9 +158,13 @@ impl Graph {
             Op::Pointwise(kind) => one(self, grads, Op::PointwiseGrad(*kind), vec![x[0], x[1], dy], x[0]),
             Op::CrossEntropy => one(self, grads, Op::CrossEntropyGrad, vec![x[0], x[1], dy], x[0]),
             Op::SoftDice => one(self, grads, Op::SoftDiceGrad, vec![x[0], x[1], dy], x[0]),
+            Op::Softmax => one(self, grads, Op::SoftmaxGrad, vec![y[0], dy], x[0]),
+            Op::ClassDice(geom) => one(self, grads, Op::ClassDiceGrad(*geom), vec![x[0], x[1], dy], x[0]),
+            // Linear in x; the weights are no parameters.
+            Op::Weigh => one(self, grads, Op::Weigh, vec![dy, x[1], x[2]], x[0]),
             Op::Mean => one(self, grads, Op::MeanGrad, vec![dy], x[0]),
-            // A constant, and a count, depend on nothing smoothly.
-            Op::Fill(_) | Op::Correct => {}
+            // A constant, a count and a choice depend on nothing smoothly.
+            Op::Fill(_) | Op::Correct | Op::ArgMax => {}
             // Second derivatives: nothing in training asks for them.
             Op::Conv3dWeightGrad { .. }
             | Op::ChannelSum
@@ -170,6 +178,8 @@ impl Graph {
             | Op::PointwiseGrad(_)
             | Op::CrossEntropyGrad
             | Op::SoftDiceGrad
+            | Op::SoftmaxGrad
+            | Op::ClassDiceGrad(_)
             | Op::MeanGrad
             // What the planner makes of a graph that has its gradient.
             | Op::NormStatistics { .. }

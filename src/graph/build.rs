@@ -4,7 +4,7 @@ use super::{Graph, Op, Shape, Upsampling, ValueId};
 use crate::error::{Error, Result};
 use crate::kernels::activation::Function;
 use crate::kernels::conv3d::{self, Source};
-use crate::kernels::loss::Pointwise;
+use crate::kernels::loss::{Pointwise, class_dice};
 use crate::kernels::{batch_norm, pool, upsample};
 
 /// Names of the learned and running vectors of a batch norm, as values.
@@ -226,6 +226,46 @@ impl Graph {
         let s = self.shape(probability);
         self.expect("soft_dice", "the target", target, s)?;
         Ok(self.push1(label, Op::SoftDice, vec![probability, target], Shape::vector(1)))
+    }
+
+    /// Softmax over channels.
+    pub fn softmax(&mut self, label: &str, x: ValueId) -> ValueId {
+        let s = self.shape(x);
+        self.push1(label, Op::Softmax, vec![x], s)
+    }
+
+    /// The channel with the largest value, the first of several (u32): `[N, D, H, W, C]` → `[N, D, H, W, 1]`.
+    pub fn arg_max(&mut self, label: &str, x: ValueId) -> ValueId {
+        let s = Shape { channels: 1, ..self.shape(x) };
+        self.push1(label, Op::ArgMax, vec![x], s)
+    }
+
+    /// Soft Dice losses of the classes from `first` on, over the whole batch, averaged over these classes (method reference,
+    /// section 8, which has one class): probabilities `[N, D, H, W, C]` and labels (u32) `[N, D, H, W, 1]` → `[1]`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when shapes do not fit, or no class is left.
+    pub fn class_dice(&mut self, label: &str, probability: ValueId, labels: ValueId, first: usize) -> Result<ValueId> {
+        let s = self.shape(probability);
+        self.expect("class_dice", "the labels", labels, Shape { channels: 1, ..s })?;
+        if first >= s.channels {
+            return Err(Error::shape("class_dice", format!("of {} classes none is left from class {first} on", s.channels)));
+        }
+        let geom = class_dice::Geom { rows: s.batch * s.voxels(), classes: s.channels, first };
+        Ok(self.push1(label, Op::ClassDice(geom), vec![probability, labels], Shape::vector(1)))
+    }
+
+    /// x times the weight of the class of its row: x and labels (u32) `[N, D, H, W, 1]`, weights `[C]`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when shapes do not fit.
+    pub fn weigh(&mut self, label: &str, x: ValueId, labels: ValueId, weights: ValueId) -> Result<ValueId> {
+        let s = self.shape(x);
+        self.expect("weigh", "x", x, Shape { channels: 1, ..s })?;
+        self.expect("weigh", "the labels", labels, s)?;
+        let w = self.shape(weights);
+        self.expect("weigh", "the weights", weights, Shape::vector(w.channels))?;
+        Ok(self.push1(label, Op::Weigh, vec![x, labels, weights], s))
     }
 
     /// Mean of all elements → `[1]`.

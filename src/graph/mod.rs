@@ -137,6 +137,8 @@ pub struct Graph {
     outputs: Vec<(String, ValueId)>,
     /// The constant that the gradient starts from, if there is a gradient.
     seed: Option<ValueId>,
+    /// Parameters that get no gradient.
+    frozen: Vec<bool>,
 }
 
 impl Graph {
@@ -188,7 +190,15 @@ impl Graph {
     /// [`Error::Shape`] when it exists with another layout.
     pub fn param(&mut self, name: &str, layout: Layout, init: Init) -> Result<ValueId> {
         let index = self.params.declare(name, layout, init)?;
+        self.frozen.resize(self.params.list().len(), false);
         Ok(self.home(Shape::vector(self.params.list()[index].len()), Home::Param(index)))
+    }
+
+    /// Parameters declared so far whose name is `chosen` get no gradient: [`Graph::backward`] takes them for constants.
+    pub fn freeze(&mut self, chosen: impl Fn(&str) -> bool) {
+        for (frozen, p) in self.frozen.iter_mut().zip(self.params.list()) {
+            *frozen |= chosen(&p.name);
+        }
     }
 
     /// The value of the running statistic `name`, declared on first use.

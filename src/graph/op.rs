@@ -2,7 +2,7 @@
 
 use crate::kernels::activation::Function;
 use crate::kernels::conv3d::Source;
-use crate::kernels::loss::{Pointwise, head};
+use crate::kernels::loss::{Pointwise, class_dice, head};
 use crate::kernels::{batch_norm, conv3d, pool, upsample};
 
 /// How a grid is refined.
@@ -100,6 +100,18 @@ pub enum Op {
     SoftDice,
     /// probability, target, `d_loss` → `d_probability`.
     SoftDiceGrad,
+    /// x → softmax over channels.
+    Softmax,
+    /// y, `d_y` → `d_x`.
+    SoftmaxGrad,
+    /// probabilities, labels → mean of the soft Dice losses of the classes from `first` on.
+    ClassDice(class_dice::Geom),
+    /// probabilities, labels, `d_loss` → `d_probabilities`.
+    ClassDiceGrad(class_dice::Geom),
+    /// x of a row, labels, weights of the classes → x times the weight of the row's class; also its own derivative.
+    Weigh,
+    /// x → the channel with the largest value (u32).
+    ArgMax,
     /// x → mean.
     Mean,
     /// `d_mean` → `d_x`.
@@ -205,6 +217,12 @@ impl Op {
             Self::Correct => "correct",
             Self::SoftDice => "soft_dice",
             Self::SoftDiceGrad => "soft_dice.grad",
+            Self::Softmax => "softmax",
+            Self::SoftmaxGrad => "softmax.grad",
+            Self::ClassDice(_) => "class_dice",
+            Self::ClassDiceGrad(_) => "class_dice.grad",
+            Self::Weigh => "weigh",
+            Self::ArgMax => "arg_max",
             Self::Mean => "mean",
             Self::MeanGrad => "mean.grad",
             Self::NormStatistics { .. } => "batch_norm.statistics",

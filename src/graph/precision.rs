@@ -87,6 +87,12 @@ fn whole(node: &Node) -> Vec<ValueId> {
         | Op::Correct
         | Op::SoftDice
         | Op::SoftDiceGrad
+        | Op::Softmax
+        | Op::SoftmaxGrad
+        | Op::ClassDice(_)
+        | Op::ClassDiceGrad(_)
+        | Op::Weigh
+        | Op::ArgMax
         | Op::Mean
         | Op::MeanGrad
         | Op::Fill(_) => node.inputs.iter().chain(&node.outputs).copied().collect(),
@@ -128,6 +134,12 @@ fn alike(node: &Node) -> Vec<ValueId> {
         | Op::Correct
         | Op::SoftDice
         | Op::SoftDiceGrad
+        | Op::Softmax
+        | Op::SoftmaxGrad
+        | Op::ClassDice(_)
+        | Op::ClassDiceGrad(_)
+        | Op::Weigh
+        | Op::ArgMax
         | Op::Mean
         | Op::MeanGrad
         | Op::NormStatistics { .. }

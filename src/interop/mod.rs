@@ -1,3 +1,4 @@
 //! Files that other programs read and write.
 
 pub mod tensors;
+pub mod weights;

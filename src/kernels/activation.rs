@@ -1,4 +1,4 @@
-//! ReLU, ELU (α = 1) and sigmoid, elementwise.
+//! ReLU, ELU (α = 1), sigmoid and step, elementwise.
 
 use super::check::{Case, DTYPES, Outcome, Trial, allowed, as_stored, compare, numbers};
 use super::elementwise::VECTORS_PER_GROUP;
@@ -16,6 +16,8 @@ pub enum Function {
     Elu,
     /// 1 / (1 + exp(-x)).
     Sigmoid,
+    /// 1 for x > 0, else 0; its slope is 0.
+    Step,
 }
 
 /// Records `entry` over aligned parts of tensors of the same length.
@@ -30,7 +32,7 @@ fn record(rec: &mut Recorder<'_>, function: Function, entry: &'static str, input
     }
 }
 
-/// `output = f(input)`, elementwise; the two views have the same length, are stored alike and may not overlap. NaN stays NaN.
+/// `output = f(input)`, elementwise; the two views have the same length, are stored alike and may not overlap. NaN stays NaN, but for its step, which is 0.
 ///
 /// # Errors
 /// [`crate::error::Error::Shape`] when lengths or types differ or a length is zero.
@@ -66,6 +68,7 @@ pub fn reference_value(function: Function, x: f64) -> f64 {
             }
         }
         Function::Sigmoid => 1.0 / (1.0 + (-x).exp()),
+        Function::Step => f64::from(x > 0.0),
     }
 }
 
@@ -82,6 +85,7 @@ pub fn reference_slope(function: Function, x: f64) -> f64 {
             }
         }
         Function::Sigmoid => y * (1.0 - y),
+        Function::Step => 0.0,
     }
 }
 
@@ -118,7 +122,7 @@ fn check_nan(ctx: &Context, function: Function) -> Result<Outcome> {
 /// Every function, forward and backward, over awkward lengths, in one part and in several.
 pub fn cases() -> Vec<Case> {
     let mut out = Vec::new();
-    for function in [Function::Relu, Function::Elu, Function::Sigmoid] {
+    for function in [Function::Relu, Function::Elu, Function::Sigmoid, Function::Step] {
         for (n, limit) in
             [(1, u64::MAX), (3, u64::MAX), (4, u64::MAX), (255, u64::MAX), (1024, u64::MAX), (1028, u64::MAX), (4099, 4096), (5000, 4096)]
         {
@@ -134,7 +138,9 @@ pub fn cases() -> Vec<Case> {
         out.push(Case::new("activation", "forward", format!("{function:?} extreme"), move |ctx| {
             check_forward(ctx, function, &extreme, u64::MAX, Dtype::F32)
         }));
-        out.push(Case::new("activation", "forward", format!("{function:?} NaN"), move |ctx| check_nan(ctx, function)));
+        if function != Function::Step {
+            out.push(Case::new("activation", "forward", format!("{function:?} NaN"), move |ctx| check_nan(ctx, function)));
+        }
     }
     out
 }

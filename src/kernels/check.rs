@@ -99,6 +99,7 @@ pub fn all_cases() -> Vec<Case> {
     let mut out = Vec::new();
     out.extend(super::activation::cases());
     out.extend(super::batch_norm::cases());
+    out.extend(super::classes::cases());
     out.extend(super::conv3d::cases());
     out.extend(super::elementwise::cases());
     out.extend(super::knn::cases());

@@ -4,6 +4,7 @@
 //! a batch and a weighted mean over batches are sums of what is stored; soft Dice is one number
 //! over everything.
 
+pub mod class_dice;
 mod cross_entropy;
 mod dice;
 pub mod head;
@@ -26,6 +27,9 @@ pub enum Pointwise {
     Mae,
     /// Binary cross-entropy of the logit x with the probability y: max(x, 0) - x y + ln(1 + exp(-|x|)).
     BceLogits,
+    /// Logistic loss of the logit x, weighted: |t| ln(1 + exp(-x sign t)) for a signed weight t, positive where the answer is yes,
+    /// negative where it is no, 0 where it is unknown.
+    Logistic,
 }
 
 /// The header line of these kernels, and how many elements of the shader's type one workgroup handles.
@@ -109,6 +113,8 @@ pub fn reference_pointwise(kind: Pointwise, batch: usize, pred: &[f64], target: 
         Pointwise::Mse => (x - y).powi(2),
         Pointwise::Mae => (x - y).abs(),
         Pointwise::BceLogits => -(y * -(-x).exp().ln_1p() + (1.0 - y) * -x.exp().ln_1p()),
+        Pointwise::Logistic if y == 0.0 => 0.0,
+        Pointwise::Logistic => y.abs() * (-x * y.signum()).exp().ln_1p(),
     };
     pred.chunks(per).zip(target.chunks(per)).map(|(p, t)| p.iter().zip(t).map(value).sum::<f64>() / per as f64).collect()
 }
@@ -121,6 +127,8 @@ pub fn reference_pointwise_backward(kind: Pointwise, batch: usize, pred: &[f64],
         Pointwise::Mae if x == y => 0.0,
         Pointwise::Mae => (x - y).signum(),
         Pointwise::BceLogits => 1.0 / (1.0 + (-x).exp()) - y,
+        Pointwise::Logistic if y == 0.0 => 0.0,
+        Pointwise::Logistic => -y / (1.0 + (x * y.signum()).exp()),
     };
     (0..pred.len()).map(|i| d_out[i / per] * slope(pred[i], target[i]) / per as f64).collect()
 }
@@ -135,9 +143,18 @@ pub(super) fn targets(seed: u32, n: usize) -> Vec<f32> {
     numbers(seed, n, 0.5).iter().map(|x| x + 0.5).collect()
 }
 
+/// Targets of a loss; signed weights, some of them 0, for the logistic one.
+fn goals(kind: Pointwise, seed: u32, n: usize) -> Vec<f32> {
+    let mut out = targets(seed, n);
+    if kind == Pointwise::Logistic {
+        out.iter_mut().enumerate().for_each(|(i, v)| *v = if i % 5 == 3 { 0.0 } else { 4.0 * *v - 2.0 });
+    }
+    out
+}
+
 /// Predictions of a batch, every seventh equal to its target.
 fn predictions(kind: Pointwise, target: &[f32]) -> Vec<f32> {
-    let scale = if kind == Pointwise::BceLogits { 30.0 } else { 1.5 };
+    let scale = if matches!(kind, Pointwise::BceLogits | Pointwise::Logistic) { 30.0 } else { 1.5 };
     let mut x = numbers(31, target.len(), scale);
     for i in (0..x.len()).step_by(7) {
         x[i] = target[i];
@@ -147,7 +164,7 @@ fn predictions(kind: Pointwise, target: &[f32]) -> Vec<f32> {
 
 fn forward_case(kind: Pointwise, batch: usize, per: usize, binding: u64) -> Case {
     Case::new("loss", "finish", format!("{kind:?} {batch} x {per} in bindings of {binding} bytes"), move |ctx| {
-        let y = targets(30, batch * per);
+        let y = goals(kind, 30, batch * per);
         let x = predictions(kind, &y);
         let mut t = Trial::new(ctx);
         let (pred, target, out) = (t.input(&x)?, t.input(&y)?, t.output(batch)?);
@@ -158,7 +175,7 @@ fn forward_case(kind: Pointwise, batch: usize, per: usize, binding: u64) -> Case
 
 fn backward_case(kind: Pointwise, batch: usize, per: usize, binding: u64) -> Case {
     Case::new("loss", "backward", format!("{kind:?} {batch} x {per} in bindings of {binding} bytes"), move |ctx| {
-        let y = targets(30, batch * per);
+        let y = goals(kind, 30, batch * per);
         let (x, r) = (predictions(kind, &y), numbers(32, batch, 1.0));
         let mut t = Trial::new(ctx);
         let (pred, target, d_out, d_pred) = (t.input(&x)?, t.input(&y)?, t.input(&r)?, t.output(batch * per)?);
@@ -168,14 +185,15 @@ fn backward_case(kind: Pointwise, batch: usize, per: usize, binding: u64) -> Cas
 }
 
 /// Logits far out on either side, where the textbook form overflows or loses all digits.
-fn extreme_logits() -> Case {
-    Case::new("loss", "finish", "BceLogits far out", |ctx| {
+fn extreme_logits(kind: Pointwise) -> Case {
+    Case::new("loss", "finish", format!("{kind:?} far out"), move |ctx| {
         let x = [-200.0f32, -20.0, -1e-3, 0.0, 1e-3, 20.0, 200.0, 1e6, -1e6, 17.0, -17.0, 90.0];
-        let y = [0.0f32, 0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 0.5];
+        let y = [0.0f32, 0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0];
         let n = x.len();
+        let goal = if kind == Pointwise::Logistic { y.map(|y| 2.0 * y - 1.0) } else { y };
         let mut t = Trial::new(ctx);
-        let (pred, target, out) = (t.input(&x)?, t.input(&y)?, t.output(n)?);
-        t.run(|rec| pointwise(rec, Pointwise::BceLogits, n, pred, target, out))?;
+        let (pred, target, out) = (t.input(&x)?, t.input(&goal)?, t.output(n)?);
+        t.run(|rec| pointwise(rec, kind, n, pred, target, out))?;
         let got: Vec<f32> = t.read(out)?;
         let want: Vec<f64> = x
             .iter()
@@ -193,8 +211,8 @@ fn extreme_logits() -> Case {
 
 /// Every loss, forward and backward, on awkward shapes and across slices of the batch.
 pub fn cases() -> Vec<Case> {
-    let mut out = vec![extreme_logits()];
-    for kind in [Pointwise::Mse, Pointwise::Mae, Pointwise::BceLogits] {
+    let mut out = vec![extreme_logits(Pointwise::BceLogits), extreme_logits(Pointwise::Logistic)];
+    for kind in [Pointwise::Mse, Pointwise::Mae, Pointwise::BceLogits, Pointwise::Logistic] {
         for (batch, per, binding) in [
             (1, 1, 1 << 20),
             (3, 5, 1 << 20),
@@ -209,6 +227,7 @@ pub fn cases() -> Vec<Case> {
             out.push(backward_case(kind, batch, per, binding));
         }
     }
+    out.extend(class_dice::cases());
     out.extend(cross_entropy::cases());
     out.extend(dice::cases());
     out.extend(head::cases());
@@ -240,8 +259,8 @@ mod tests {
 
     #[test]
     fn references_of_elementwise_losses_are_derivatives() {
-        for kind in [Pointwise::Mse, Pointwise::Mae, Pointwise::BceLogits] {
-            let (x, y, r) = (wide(&numbers(1, 30, 3.0)), wide(&targets(2, 30)), wide(&numbers(3, 3, 1.0)));
+        for kind in [Pointwise::Mse, Pointwise::Mae, Pointwise::BceLogits, Pointwise::Logistic] {
+            let (x, y, r) = (wide(&numbers(1, 30, 3.0)), wide(&goals(kind, 2, 30)), wide(&numbers(3, 3, 1.0)));
             let d = reference_pointwise_backward(kind, 3, &x, &y, &r);
             let error = difference_error(&x, &r, &d, |x| reference_pointwise(kind, 3, x, &y));
             assert!(error < 1e-8, "{kind:?}: {error}");

@@ -11,6 +11,7 @@ use std::sync::Arc;
 pub mod activation;
 pub mod batch_norm;
 pub mod check;
+pub mod classes;
 pub mod conv3d;
 pub mod elementwise;
 mod fingerprint;
@@ -46,6 +47,8 @@ fn file(name: &str) -> &'static str {
         "bench_fma" => "bench_fma.wgsl",
         "bench_memory" => "bench_memory.wgsl",
         "bench_workgroup" => "bench_workgroup.wgsl",
+        "class_dice" => "class_dice.wgsl",
+        "classes" => "classes.wgsl",
         "clip" => "clip.wgsl",
         "conv3d" => "conv3d.wgsl",
         "conv3d_coop" => "conv3d_coop.wgsl",

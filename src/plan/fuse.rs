@@ -287,7 +287,11 @@ impl Work<'_> {
         let losses: Vec<usize> = users.iter().copied().filter(|&j| matches!(self.nodes[j].op, Op::Pointwise(_))).collect();
         let [loss] = losses[..] else { return None };
         let (Op::Pointwise(kind), [prediction, target]) = (&self.nodes[loss].op, &self.nodes[loss].inputs[..]) else { return None };
-        if *kind == Pointwise::BceLogits || *prediction != r || *target == r || self.producer(*target).is_some_and(|p| p >= i) {
+        if !matches!(kind, Pointwise::Mse | Pointwise::Mae)
+            || *prediction != r
+            || *target == r
+            || self.producer(*target).is_some_and(|p| p >= i)
+        {
             return None;
         }
         let backs: Vec<usize> = users.iter().copied().filter(|j| ![sigmoid, loss].contains(j)).collect();

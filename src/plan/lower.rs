@@ -7,7 +7,7 @@ use crate::graph::{Graph, Home, Node, Op, Upsampling, ValueId};
 use crate::kernels::batch_norm::{NORM, Vectors};
 use crate::kernels::conv3d::{Input, Output, Source};
 use crate::kernels::loss::head;
-use crate::kernels::{activation, batch_norm, conv3d, elementwise, loss, pool, prelu, reduce, upsample};
+use crate::kernels::{activation, batch_norm, classes, conv3d, elementwise, loss, pool, prelu, reduce, upsample};
 
 /// Where a value lies.
 pub(super) fn view(graph: &Graph, v: ValueId) -> View {
@@ -97,6 +97,12 @@ pub(super) fn lower(graph: &Graph, node: &Node, rec: &mut Recorder<'_>) -> Resul
         Op::Correct => loss::correct(rec, out.len(), shape(0).channels, x[0], x[1], y[0]),
         Op::SoftDice => loss::soft_dice(rec, x[0], x[1], y[0]),
         Op::SoftDiceGrad => loss::soft_dice_backward(rec, x[0], x[1], x[2], y[0]),
+        Op::Softmax => classes::softmax(rec, out.len() / out.channels, out.channels, x[0], y[0]),
+        Op::SoftmaxGrad => classes::softmax_backward(rec, out.len() / out.channels, out.channels, x[0], x[1], y[0]),
+        Op::ClassDice(g) => loss::class_dice::class_dice(rec, g, x[0], x[1], y[0]),
+        Op::ClassDiceGrad(g) => loss::class_dice::class_dice_backward(rec, g, x[0], x[1], x[2], y[0]),
+        Op::Weigh => classes::weigh(rec, out.len(), shape(2).channels, x[0], x[1], x[2], y[0]),
+        Op::ArgMax => classes::arg_max(rec, out.len(), shape(0).channels, x[0], y[0]),
         Op::Mean => reduce::mean(rec, x[0], y[0]),
         Op::MeanGrad => reduce::mean_backward(rec, out.len(), x[0], y[0]),
         Op::NormStatistics { geom, momentum } => batch_norm::statistics(rec, geom, *momentum, x[0], vectors(&x[1..]), y[0]),

@@ -148,6 +148,12 @@ fn cheap(node: &Node) -> Option<Cheap> {
         | Op::Correct
         | Op::SoftDice
         | Op::SoftDiceGrad
+        | Op::Softmax
+        | Op::SoftmaxGrad
+        | Op::ClassDice(_)
+        | Op::ClassDiceGrad(_)
+        | Op::Weigh
+        | Op::ArgMax
         | Op::Mean
         | Op::MeanGrad => None,
     }

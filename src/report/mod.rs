@@ -4,6 +4,7 @@
 
 pub mod chart;
 pub mod events;
+pub mod finetuning;
 mod font;
 pub mod html;
 mod pretraining;

@@ -28,6 +28,25 @@ const TARGET_WIDTH: usize = 224;
 /// Least width in pixels of a column, so that captions have room.
 const LEAST_COLUMN: usize = 132;
 
+/// Share of a class's colour inside its area; its outline has all of it.
+const TINT: f32 = 0.35;
+
+/// The colour of a class: red, then hues that are far from those before.
+pub fn class_colour(class: usize) -> [u8; 3] {
+    // The golden angle.
+    let hue = (class.saturating_sub(1) as f32 * 137.508) % 360.0 / 60.0;
+    let x = 1.0 - (hue % 2.0 - 1.0).abs();
+    let [r, g, b] = match hue as u8 {
+        0 => [1.0, x, 0.0],
+        1 => [x, 1.0, 0.0],
+        2 => [0.0, 1.0, x],
+        3 => [0.0, x, 1.0],
+        4 => [x, 0.0, 1.0],
+        _ => [1.0, 0.0, x],
+    };
+    [r, g, b].map(|v: f32| (70.0 + 185.0 * v) as u8)
+}
+
 /// How values become colours.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Tone {
@@ -60,6 +79,8 @@ pub struct Tile {
     tone: Tone,
     aspect: f64,
     accent: bool,
+    /// Class of every pixel, 0 for none; empty for no overlay.
+    classes: Vec<u16>,
 }
 
 impl Tile {
@@ -71,7 +92,7 @@ impl Tile {
         if pixels.is_empty() || width.checked_mul(height) != Some(pixels.len()) {
             return Err(Error::shape("sheet", format!("{} values do not make a picture of {width} x {height}", pixels.len())));
         }
-        Ok(Self { pixels, width, height, caption: String::new(), tone: Tone::Grey, aspect: 1.0, accent: false })
+        Ok(Self { pixels, width, height, caption: String::new(), tone: Tone::Grey, aspect: 1.0, accent: false, classes: Vec::new() })
     }
 
     /// With a text below; long ones are wrapped.
@@ -117,6 +138,32 @@ impl Tile {
         self
     }
 
+    /// With areas of classes laid over it: tinted, with an outline; `classes` has the class of every pixel, 0 for none.
+    ///
+    /// # Panics
+    /// If there are not as many classes as pixels.
+    #[must_use]
+    pub fn overlay(mut self, classes: Vec<u16>) -> Self {
+        assert_eq!(classes.len(), self.pixels.len(), "a class for every pixel");
+        self.classes = classes;
+        self
+    }
+
+    /// The colour of pixel (`x`, `y`).
+    fn colour(&self, x: usize, y: usize) -> Colour {
+        let at = y * self.width + x;
+        let grey = self.tone.colour(self.pixels[at]);
+        let class = self.classes.get(at).copied().unwrap_or(0);
+        if class == 0 {
+            return grey;
+        }
+        let other = |x: usize, y: usize| x >= self.width || y >= self.height || self.classes[y * self.width + x] != class;
+        let outline = other(x.wrapping_sub(1), y) || other(x + 1, y) || other(x, y.wrapping_sub(1)) || other(x, y + 1);
+        let share = if outline { 1.0 } else { TINT };
+        let own = class_colour(usize::from(class));
+        std::array::from_fn(|c| (f32::from(grey[c]) * (1.0 - share) + f32::from(own[c]) * share) as u8)
+    }
+
     fn shown(&self, scale: usize) -> [usize; 2] {
         [self.width * scale, ((self.height * scale) as f64 * self.aspect).round().max(1.0) as usize]
     }
@@ -134,12 +181,13 @@ pub struct Sheet {
     columns: Vec<String>,
     rows: Vec<Row>,
     scale: Option<usize>,
+    legend: Vec<(String, Colour)>,
 }
 
 impl Sheet {
     /// An empty sheet with a heading.
     pub fn new(title: impl Into<String>) -> Self {
-        Self { title: title.into(), note: String::new(), columns: Vec::new(), rows: Vec::new(), scale: None }
+        Self { title: title.into(), note: String::new(), columns: Vec::new(), rows: Vec::new(), scale: None, legend: Vec::new() }
     }
 
     /// With a line of explanation below the title.
@@ -153,6 +201,13 @@ impl Sheet {
     #[must_use]
     pub fn columns(mut self, names: &[&str]) -> Self {
         self.columns = names.iter().map(ToString::to_string).collect();
+        self
+    }
+
+    /// With names of classes in their colours; the first name is class 1.
+    #[must_use]
+    pub fn legend(mut self, names: &[String]) -> Self {
+        self.legend = names.iter().enumerate().map(|(i, n)| (n.clone(), class_colour(i + 1))).collect();
         self
     }
 
@@ -198,6 +253,17 @@ impl Sheet {
         let title_width = font::width(&self.title, TITLE_SCALE);
         let width = MARGIN + (left + body).max(MARGIN + title_width);
         let notes = font::wrap(&self.note, letters(width - 2 * MARGIN));
+        // Entries of the legend with their places, line by line.
+        let (mut places, mut at) = (Vec::new(), [MARGIN, 0]);
+        for (name, _) in &self.legend {
+            let needs = line + font::width(name, TEXT_SCALE) + 2 * GAP;
+            if at[0] > MARGIN && at[0] + needs > width - MARGIN {
+                at = [MARGIN, at[1] + 1];
+            }
+            places.push(at);
+            at[0] += needs;
+        }
+        let legend_lines = if self.legend.is_empty() { 0 } else { at[1] + 1 };
         let heads: Vec<Vec<String>> = self.columns.iter().zip(&column_width).map(|(name, w)| font::wrap(name, letters(*w))).collect();
         let captions: Vec<Vec<Vec<String>>> = self
             .rows
@@ -208,7 +274,8 @@ impl Sheet {
         let title_height = font::LINE * TITLE_SCALE + GAP / 2;
         let head_lines = heads.iter().map(Vec::len).max().unwrap_or(0);
         let head_height = if head_lines > 0 { head_lines * line + GAP / 2 } else { 0 };
-        let top = MARGIN + title_height + notes.len() * line + GAP;
+        let below_notes = MARGIN + title_height + notes.len() * line;
+        let top = below_notes + legend_lines * line + GAP;
         let row_height: Vec<usize> = (self.rows.iter().zip(&labels).zip(&captions))
             .map(|((row, label), captions)| {
                 let below = |c: &Vec<String>| if c.is_empty() { 0 } else { GAP / 2 + c.len() * line };
@@ -221,6 +288,11 @@ impl Sheet {
         picture.text([MARGIN, MARGIN], &self.title, TITLE_SCALE, TITLE);
         for (i, note) in notes.iter().enumerate() {
             picture.text([MARGIN, MARGIN + title_height + i * line], note, TEXT_SCALE, FAINT);
+        }
+        for ((name, colour), [x, row]) in self.legend.iter().zip(&places) {
+            let y = below_notes + row * line;
+            picture.fill([*x, y + 2], [line - 8, line - 8], *colour);
+            picture.text([x + line, y], name, TEXT_SCALE, TEXT);
         }
         let mut x = left;
         for (head, w) in heads.iter().zip(&column_width) {
@@ -315,9 +387,9 @@ impl Picture {
         let (frame, thickness) = if tile.accent { (ACCENT, 2) } else { (FRAME, 1) };
         self.fill(at.map(|a| a.saturating_sub(thickness)), shown.map(|s| s + 2 * thickness), frame);
         for y in 0..shown[1] {
-            let source = (y * tile.height / shown[1]).min(tile.height - 1) * tile.width;
+            let row = (y * tile.height / shown[1]).min(tile.height - 1);
             for x in 0..shown[0] {
-                self.set(at[0] + x, at[1] + y, tile.tone.colour(tile.pixels[source + x / scale]));
+                self.set(at[0] + x, at[1] + y, tile.colour(x / scale, row));
             }
         }
         shown

@@ -10,6 +10,7 @@ use crate::data::recipe::Recipe;
 use crate::error::{Error, Result};
 use crate::interop::tensors::File;
 use crate::train::checkpoint::Named;
+use crate::train::network::Output;
 
 /// The question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,16 +22,14 @@ pub enum Kind {
     Segment,
 }
 
-/// How the network's outputs answer it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Output {
-    /// One logit: whether it is class 1 rather than class 0 (sigmoid).
-    Binary,
-    /// One logit a class, of which one holds (softmax).
-    Multiclass,
-    /// One logit a class, each of which may hold (sigmoid).
-    Multilabel,
+impl Kind {
+    /// The word used for it in files and on the command line.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Classify => "classify",
+            Self::Segment => "segment",
+        }
+    }
 }
 
 /// What the network is shown of a scan.
@@ -58,6 +57,9 @@ pub struct Description {
     pub classes: Vec<String>,
     /// Segmentation: the value of each class in label maps, that of the background (0) first. Empty otherwise.
     pub values: Vec<u32>,
+    /// Segmentation: which values of label maps count as each class, where that is not `values`. Empty otherwise.
+    #[serde(default)]
+    pub merged: Vec<Vec<u32>>,
     /// Names of the input channels (one scan file each).
     pub channels: Vec<String>,
     /// Network; its number of pseudo classes plays no role.
@@ -75,6 +77,14 @@ impl Description {
             Output::Binary => 1,
             Output::Multiclass | Output::Multilabel => self.classes.len(),
         }
+    }
+
+    /// The class that a value of a label map stands for.
+    pub fn class_of(&self, value: f32) -> Option<u16> {
+        let is = |&v: &u32| v as f32 == value;
+        let class =
+            if self.merged.is_empty() { self.values.iter().position(is) } else { self.merged.iter().position(|m| m.iter().any(is)) };
+        class.and_then(|c| u16::try_from(c).ok())
     }
 
     /// A model file of `semgen finetune`: what it is for, and its tensors by PyTorch's names.

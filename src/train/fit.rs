@@ -6,11 +6,11 @@
 use serde::Serialize;
 
 use super::network::Objective;
-use super::update::Update;
+use super::update::{Group, Update, groups};
 use crate::config::{Auto, Config, Optimiser, Precision};
 use crate::error::{Error, Result};
 use crate::gpu::{Caps, Kind, STAGING};
-use crate::graph::{Graph, Value};
+use crate::graph::{Graph, Tensors, Value};
 use crate::model::{Mode, Spec};
 use crate::plan::{Options, Plan};
 use crate::transform::Augment;
@@ -34,6 +34,8 @@ pub struct Stage {
     pub precision: Precision,
     /// Optimiser.
     pub optimiser: Optimiser,
+    /// Factor of the encoder's learning rate.
+    pub encoder_rate: f32,
 }
 
 /// Device memory in bytes, as it is allocated.
@@ -79,10 +81,16 @@ impl Stage {
             size: config.cube.size,
             precision: t.precision,
             optimiser: t.optimiser,
+            encoder_rate: 1.0,
         };
         let joint = Objective::Joint { classes, restoration: config.loss.restoration, classification: config.loss.classification };
         let first = t.classification_epochs > 0 && t.max_steps != 1;
         first.then_some(Objective::Classification { classes }).into_iter().chain([joint]).map(stage).collect()
+    }
+
+    /// The parameters by their learning rates.
+    pub fn groups(&self, list: &Tensors) -> Vec<Group> {
+        groups(list, |name| if self.spec.in_encoder(name) { self.encoder_rate } else { 1.0 })
     }
 
     /// The graph of a step or of a validation with `micro` samples.
@@ -101,7 +109,7 @@ impl Stage {
         let plan = |mode| Plan::with(&self.graph(micro, mode)?, caps, options);
         let (train, evaluate) = (plan(Mode::Train)?, plan(Mode::Evaluate)?);
         let (t, mut augmentation) = (&config.train, 0);
-        if !matches!(self.objective, Objective::Autoencoder { .. }) {
+        if self.objective.classifies() {
             augmentation = Augment::device_bytes(caps, t.preset, t.flip_axes, micro, self.size)?;
             // Without restoration, the undistorted crops need a place of their own.
             if !self.objective.restores() {
@@ -111,7 +119,7 @@ impl Stage {
         let clip = t.clip_norm;
         let update = Update::device_bytes(
             caps,
-            train.graph.params.flat_len(),
+            &self.groups(&train.graph.params),
             self.optimiser,
             clip,
             self.batch / micro,

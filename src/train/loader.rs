@@ -25,12 +25,32 @@ use crate::rng::{Key, Purpose};
 /// Finished batches that wait for the consumer, besides the one in the making.
 const AHEAD: usize = 2;
 
+/// One sample as the network takes it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sample {
+    /// `[x][y][z]`, channels innermost.
+    pub cube: Vec<f32>,
+    /// Class, classes of the voxels, or the bits of 32-bit floats, as the objective wants them.
+    pub target: Vec<u32>,
+}
+
+/// Which look at a sample is taken: its number in the list of samples, and the epoch in training.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Look {
+    /// Place among the samples.
+    pub position: usize,
+    /// Number of the crop.
+    pub crop: u32,
+    /// The epoch; `None` in validation, where every look is the same.
+    pub epoch: Option<u32>,
+}
+
 /// What there is to load.
 pub struct Samples {
     crops: Vec<u32>,
-    labels: Vec<u32>,
     cube_len: usize,
-    read: Box<dyn Fn(u32) -> Result<Vec<f32>> + Send + Sync>,
+    target_len: usize,
+    read: Box<dyn Fn(Look) -> Result<Sample> + Send + Sync>,
 }
 
 /// Cubes of one step.
@@ -44,8 +64,8 @@ pub struct Batch {
     pub samples: Vec<u32>,
     /// The cubes one after the other: `[n][x][y][z]`.
     pub cubes: Vec<f32>,
-    /// Classes of the crops.
-    pub labels: Vec<u32>,
+    /// Targets of the crops: `[n][target_len]`.
+    pub targets: Vec<u32>,
     /// How many, from the first, count; the rest only fills the batch.
     pub valid: usize,
 }
@@ -62,13 +82,27 @@ impl Samples {
         read: impl Fn(u32) -> Result<Vec<f32>> + Send + Sync + 'static,
     ) -> Result<Arc<Self>> {
         let (crops, labels): (Vec<u32>, Vec<u32>) = items.into_iter().unzip();
-        if crops.is_empty() || cube_len == 0 {
+        Self::with_targets(crops, cube_len, 1, move |look| Ok(Sample { cube: read(look.crop)?, target: vec![labels[look.position]] }))
+    }
+
+    /// Samples of crop numbers; `read` gives the sample of a look, with `cube_len` values and `target_len` of its target.
+    /// The same look always gives the same sample.
+    ///
+    /// # Errors
+    /// If there are none, or a length is 0.
+    pub fn with_targets(
+        crops: Vec<u32>,
+        cube_len: usize,
+        target_len: usize,
+        read: impl Fn(Look) -> Result<Sample> + Send + Sync + 'static,
+    ) -> Result<Arc<Self>> {
+        if crops.is_empty() || cube_len == 0 || target_len == 0 {
             return Err(Error::Usage(format!(
                 "{} crops of {cube_len} voxels cannot be loaded; at least one of each is needed",
                 crops.len()
             )));
         }
-        Ok(Arc::new(Self { crops, labels, cube_len, read: Box::new(read) }))
+        Ok(Arc::new(Self { crops, cube_len, target_len, read: Box::new(read) }))
     }
 
     /// Number of samples.
@@ -100,24 +134,28 @@ impl Samples {
         order
     }
 
-    /// The cubes at `positions`, repeated until there are `batch`; `None` if `stop` came first.
-    fn cubes(&self, positions: &[usize], batch: usize, stop: &AtomicBool) -> Option<Result<Vec<f32>>> {
-        let len = self.cube_len;
-        let mut cubes = vec![0f32; batch * len];
-        let read = |(out, &p): (&mut [f32], &usize)| -> Result<()> {
+    /// The cubes and targets at `positions`, repeated until there are `batch`; `None` if `stop` came first.
+    fn cubes(&self, positions: &[usize], epoch: Option<u32>, batch: usize, stop: &AtomicBool) -> Option<Result<(Vec<f32>, Vec<u32>)>> {
+        let (len, target_len) = (self.cube_len, self.target_len);
+        let (mut cubes, mut targets) = (vec![0f32; batch * len], vec![0u32; batch * target_len]);
+        let read = |((cube, target), &position): ((&mut [f32], &mut [u32]), &usize)| -> Result<()> {
             if stop.load(Ordering::Relaxed) {
                 return Ok(());
             }
-            let crop = self.crops[p];
-            let cube = (self.read)(crop)?;
-            if cube.len() != len {
-                return Err(Error::Failed(format!("the cube of crop {crop} has {} voxels where {len} are expected", cube.len())));
+            let crop = self.crops[position];
+            let sample = (self.read)(Look { position, crop, epoch })?;
+            for (what, found, expected) in [("voxels", sample.cube.len(), len), ("target values", sample.target.len(), target_len)] {
+                if found != expected {
+                    return Err(Error::Failed(format!("the cube of crop {crop} has {found} {what} where {expected} are expected")));
+                }
             }
-            out.copy_from_slice(&cube);
+            cube.copy_from_slice(&sample.cube);
+            target.copy_from_slice(&sample.target);
             Ok(())
         };
         // All outcomes are collected, so that of several errors always the same one is reported.
-        let outcomes: Vec<Result<()>> = cubes.par_chunks_mut(len).zip(positions).with_max_len(1).map(read).collect();
+        let places = cubes.par_chunks_mut(len).zip(targets.par_chunks_mut(target_len));
+        let outcomes: Vec<Result<()>> = places.zip(positions).with_max_len(1).map(read).collect();
         if stop.load(Ordering::Relaxed) {
             return None;
         }
@@ -127,8 +165,9 @@ impl Samples {
         let n = positions.len();
         for i in n..batch {
             cubes.copy_within((i % n) * len..(i % n + 1) * len, i * len);
+            targets.copy_within((i % n) * target_len..(i % n + 1) * target_len, i * target_len);
         }
-        Some(Ok(cubes))
+        Some(Ok((cubes, targets)))
     }
 }
 
@@ -226,7 +265,7 @@ impl Sender<'_> {
                     // With fewer samples than a batch this takes them all.
                     let chunks = order.chunks(self.batch).take(self.samples.train_batches(self.batch));
                     for (i, positions) in chunks.enumerate().skip(first) {
-                        self.send(epoch, i, positions, self.batch)?;
+                        self.send(Some(epoch), i, positions, self.batch)?;
                     }
                     first = 0;
                     epoch = epoch.wrapping_add(1);
@@ -235,18 +274,18 @@ impl Sender<'_> {
             Walk::Validation => {
                 let order: Vec<usize> = (0..self.samples.len()).collect();
                 for (i, positions) in order.chunks(self.batch).enumerate() {
-                    self.send(0, i, positions, positions.len())?;
+                    self.send(None, i, positions, positions.len())?;
                 }
                 Ok(())
             }
         }
     }
 
-    fn send(&mut self, epoch: u32, index: usize, positions: &[usize], valid: usize) -> Result<(), Ended> {
-        let cubes = self.pool.install(|| self.samples.cubes(positions, self.batch, self.stop)).ok_or(Ended)?;
-        let of = |values: &[u32]| positions.iter().cycle().take(self.batch).map(|&p| values[p]).collect();
-        let (samples, labels) = (of(&self.samples.crops), of(&self.samples.labels));
-        let batch = cubes.map(|cubes| Batch { epoch, index: index as u32, samples, cubes, labels, valid });
+    fn send(&mut self, epoch: Option<u32>, index: usize, positions: &[usize], valid: usize) -> Result<(), Ended> {
+        let cubes = self.pool.install(|| self.samples.cubes(positions, epoch, self.batch, self.stop)).ok_or(Ended)?;
+        let samples = positions.iter().cycle().take(self.batch).map(|&p| self.samples.crops[p]).collect();
+        let epoch = epoch.unwrap_or(0);
+        let batch = cubes.map(|(cubes, targets)| Batch { epoch, index: index as u32, samples, cubes, targets, valid });
         let failed = batch.is_err();
         self.sender.send(batch).map_err(|_| Ended)?;
         if failed { Err(Ended) } else { Ok(()) }
@@ -318,7 +357,7 @@ mod tests {
 
     fn assert_consistent(b: &Batch) {
         assert_eq!(b.cubes, b.samples.iter().flat_map(|&c| cube(c)).collect::<Vec<_>>());
-        assert_eq!(b.labels, b.samples.iter().map(|c| c % 7).collect::<Vec<_>>());
+        assert_eq!(b.targets, b.samples.iter().map(|c| c % 7).collect::<Vec<_>>());
     }
 
     #[test]

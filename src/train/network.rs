@@ -1,10 +1,39 @@
 //! The graphs that are trained: network, losses and, for training, the gradient.
 
+use serde::{Deserialize, Serialize};
+
+use crate::config::Norm;
 use crate::error::Result;
 use crate::graph::{Graph, Shape, ValueId};
+use crate::kernels::activation::Function;
 use crate::kernels::loss::Pointwise;
 use crate::model::{Mode, Spec};
 use crate::nn;
+
+/// How logits answer the question of a target task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Output {
+    /// One logit: whether it is class 1 rather than class 0 (sigmoid).
+    Binary,
+    /// One logit a class, of which one holds (softmax).
+    Multiclass,
+    /// One logit a class, each of which may hold (sigmoid).
+    Multilabel,
+}
+
+/// A target task, as far as its network is concerned.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Target {
+    /// What logits mean.
+    pub output: Output,
+    /// Number of logits.
+    pub outputs: usize,
+    /// Whether there are class weights (an input `weights` `[outputs]`); only for [`Output::Multiclass`].
+    pub weighted: bool,
+    /// Whether the encoder keeps its parameters and running statistics.
+    pub frozen: bool,
+}
 
 /// What is learnt.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -28,6 +57,20 @@ pub enum Objective {
         /// Weight of the classification loss.
         classification: f32,
     },
+    /// Name the class of every voxel: a target task.
+    Segment {
+        /// The task.
+        target: Target,
+        /// Weight of the soft Dice loss.
+        dice: f32,
+        /// Weight of the cross-entropy.
+        cross_entropy: f32,
+    },
+    /// Name the class of the cube: a target task.
+    Classify {
+        /// The task.
+        target: Target,
+    },
 }
 
 impl Objective {
@@ -37,6 +80,8 @@ impl Objective {
             Self::Autoencoder { .. } => "autoencoder",
             Self::Classification { .. } => "classification",
             Self::Joint { .. } => "joint",
+            Self::Segment { .. } => "segment",
+            Self::Classify { .. } => "classify",
         }
     }
 
@@ -46,23 +91,37 @@ impl Objective {
             Self::Autoencoder { .. } => 0,
             Self::Classification { .. } => 1,
             Self::Joint { .. } => 2,
+            Self::Segment { .. } => 3,
+            Self::Classify { .. } => 4,
         }
     }
 
     /// Whether it restores images.
     pub fn restores(self) -> bool {
-        !matches!(self, Self::Classification { .. })
+        matches!(self, Self::Autoencoder { .. } | Self::Joint { .. })
     }
 
-    /// Whether it names classes.
+    /// Whether it names pseudo classes.
     pub fn classifies(self) -> bool {
-        !matches!(self, Self::Autoencoder { .. })
+        matches!(self, Self::Classification { .. } | Self::Joint { .. })
+    }
+
+    /// The target task, if it is one.
+    pub fn target(self) -> Option<Target> {
+        match self {
+            Self::Segment { target, .. } | Self::Classify { target } => Some(target),
+            _ => None,
+        }
     }
 
     /// The losses that a training step has, by the names of the graph's outputs; the one that is minimised first.
     pub fn losses(self) -> Vec<&'static str> {
-        let applies = [("loss", true), ("loss_rec", self.restores()), ("loss_cls", self.classifies())];
-        applies.into_iter().filter(|l| l.1).map(|l| l.0).collect()
+        let applies = match self {
+            Self::Segment { dice, cross_entropy, .. } => [("loss_dice", dice > 0.0), ("loss_ce", cross_entropy > 0.0)],
+            Self::Classify { .. } => [("loss_dice", false), ("loss_ce", true)],
+            _ => [("loss_rec", self.restores()), ("loss_cls", self.classifies())],
+        };
+        std::iter::once("loss").chain(applies.into_iter().filter(|l| l.1).map(|l| l.0)).collect()
     }
 
     /// The graph for batches of `batch` cubes of `grid`.
@@ -72,11 +131,19 @@ impl Objective {
     /// outputs, one number a sample: `loss_rec`, `identity` (loss of the input itself), `loss_cls`,
     /// `correct`; besides `restored` and `logits`.
     ///
+    /// Target tasks take `labels` for each voxel `[N, x, y, z, 1]` or cube `[N, 1, 1, 1, outputs or 1]`: classes (u32) where one
+    /// of several holds, signed weights (see [`Pointwise::Logistic`]) else. Training outputs: `loss`, `loss_dice`, `loss_ce`, those
+    /// that apply. Evaluation outputs: `loss_ce` per sample, `logits`, and for segmentation `decided`: the class of every voxel,
+    /// u32 where one of several holds, else 0 or 1 as floats.
+    ///
     /// # Errors
     /// [`crate::error::Error::Shape`] when the grid does not suit the network.
     pub fn graph(self, spec: &Spec, batch: usize, grid: [usize; 3], mode: Mode) -> Result<Graph> {
         let mut g = Graph::new();
-        let x = nn::image(&mut g, "input", batch, grid);
+        let x = spec.input(&mut g, "input", batch, grid);
+        if let Some(target) = self.target() {
+            return self.target_graph(g, x, spec, target, mode);
+        }
         let encoded = spec.encoder(&mut g, x, mode)?;
         let mut losses: Vec<(ValueId, f32)> = Vec::new();
         // A loss in both forms: the mean for training, per sample for evaluation.
@@ -95,7 +162,7 @@ impl Objective {
             let (target, concat, weight) = match self {
                 Self::Autoencoder { skips } => (x, skips, 1.0),
                 Self::Joint { restoration, .. } => (nn::image(&mut g, "target", batch, grid), true, restoration),
-                Self::Classification { .. } => unreachable!("classification restores nothing"),
+                _ => unreachable!("the others restore nothing"),
             };
             let restored = spec.restoration(&mut g, &encoded, concat, mode)?;
             let mse = g.pointwise_loss("loss_rec", Pointwise::Mse, restored, target)?;
@@ -107,9 +174,9 @@ impl Objective {
             }
         }
         let head = match self {
-            Self::Autoencoder { .. } => None,
             Self::Classification { classes } => Some((classes, 1.0)),
             Self::Joint { classes, classification, .. } => Some((classes, classification)),
+            _ => None,
         };
         if let Some((classes, weight)) = head {
             let labels = g.input("labels", Shape::per_sample(batch));
@@ -123,21 +190,88 @@ impl Objective {
             }
         }
         if mode == Mode::Train {
-            let mut total: Option<ValueId> = None;
-            for (value, weight) in losses {
-                let term = if weight == 1.0 { value } else { g.scale("loss", value, weight) };
-                total = Some(match total {
-                    Some(t) => g.add("loss", t, term)?,
-                    None => term,
-                });
+            minimise(&mut g, losses)?;
+        }
+        Ok(g)
+    }
+
+    /// [`Objective::graph`] of a target task.
+    fn target_graph(self, mut g: Graph, x: ValueId, spec: &Spec, target: Target, mode: Mode) -> Result<Graph> {
+        let Target { output, outputs, weighted, frozen } = target;
+        let s = g.shape(x);
+        let encoded = if frozen {
+            let fixed = Spec { norm: Norm::Running, ..spec.clone() };
+            let encoded = fixed.encoder(&mut g, x, Mode::Evaluate)?;
+            g.freeze(|_| true);
+            encoded
+        } else {
+            spec.encoder(&mut g, x, mode)?
+        };
+        let (logits, dice, cross_entropy) = match self {
+            Self::Segment { dice, cross_entropy, .. } => (spec.segmentation(&mut g, &encoded, outputs, mode)?, dice, cross_entropy),
+            _ => (spec.classifier(&mut g, &encoded, outputs)?, 0.0, 1.0),
+        };
+        let of = g.shape(logits);
+        let several = output == Output::Multiclass;
+        let labels = g.input("labels", if several { Shape { channels: 1, ..of } } else { of });
+        let mut losses: Vec<(ValueId, f32)> = Vec::new();
+        if cross_entropy > 0.0 || mode == Mode::Evaluate {
+            let mut loss = if several {
+                let mut rows = g.cross_entropy("loss_ce", logits, labels)?;
+                if weighted {
+                    let weights = g.input("weights", Shape::vector(outputs));
+                    rows = g.weigh("loss_ce", rows, labels, weights)?;
+                }
+                if mode == Mode::Evaluate { g.global_avg_pool("loss_ce", rows) } else { rows }
+            } else {
+                g.pointwise_loss("loss_ce", Pointwise::Logistic, logits, labels)?
+            };
+            if mode == Mode::Train {
+                loss = g.mean("loss_ce", loss);
+                losses.push((loss, cross_entropy));
             }
-            if let Some(total) = total {
-                g.output("loss", total);
-                g.backward(total, &[])?;
+            g.output("loss_ce", loss);
+        }
+        if dice > 0.0 && mode == Mode::Train {
+            let loss = if several {
+                let probability = g.softmax("softmax", logits);
+                g.class_dice("loss_dice", probability, labels, 1)?
+            } else {
+                let mask = g.activation("mask", Function::Step, labels);
+                let probability = g.activation("probability", Function::Sigmoid, logits);
+                g.soft_dice("loss_dice", probability, mask)?
+            };
+            g.output("loss_dice", loss);
+            losses.push((loss, dice));
+        }
+        if mode == Mode::Train {
+            minimise(&mut g, losses)?;
+        } else {
+            g.output("logits", logits);
+            if of.grid == s.grid {
+                let decided = if several { g.arg_max("decided", logits) } else { g.activation("decided", Function::Step, logits) };
+                g.output("decided", decided);
             }
         }
         Ok(g)
     }
+}
+
+/// Appends the weighted sum of losses of one number each as the output `loss`, and its gradient.
+fn minimise(g: &mut Graph, losses: Vec<(ValueId, f32)>) -> Result<()> {
+    let mut total: Option<ValueId> = None;
+    for (value, weight) in losses {
+        let term = if weight == 1.0 { value } else { g.scale("loss", value, weight) };
+        total = Some(match total {
+            Some(t) => g.add("loss", t, term)?,
+            None => term,
+        });
+    }
+    if let Some(total) = total {
+        g.output("loss", total);
+        g.backward(total, &[])?;
+    }
+    Ok(())
 }
 
 /// The graph that describes patients: `features` `[N, 16 · base]`, the mean over space of the deepest block's
@@ -147,7 +281,7 @@ impl Objective {
 /// [`crate::error::Error::Shape`] when the grid does not suit the network.
 pub fn features(spec: &Spec, batch: usize, grid: [usize; 3]) -> Result<Graph> {
     let mut g = Graph::new();
-    let x = nn::image(&mut g, "input", batch, grid);
+    let x = spec.input(&mut g, "input", batch, grid);
     let encoded = spec.encoder(&mut g, x, Mode::Evaluate)?;
     let f = g.global_avg_pool("features", encoded.deepest);
     g.output("features", f);

@@ -1,5 +1,6 @@
 //! One phase of training: epochs of steps, validation, schedule, checkpoints.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +15,7 @@ use super::log::MetricsLog;
 use super::network::Objective;
 use super::scaling::Scaling;
 use super::schedule::{Rules, Standing};
-use super::update::{Report, Update};
+use super::update::{Report, Update, groups};
 use crate::config::{Config, Optimiser, Precision};
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Context};
@@ -49,8 +50,8 @@ pub struct State {
     /// Loss scale of mixed precision and the steps left out.
     #[serde(default)]
     pub scaling: Scaling,
-    /// Sums over the current epoch's steps: total, restoration, classification.
-    sums: [f64; 3],
+    /// Sums over the current epoch's steps of the objective's losses.
+    sums: Vec<f64>,
     /// Whether the phase is over.
     pub done: bool,
     /// Whether the bound on steps is what ended it.
@@ -60,7 +61,7 @@ pub struct State {
 }
 
 /// Means over the validation samples.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Validation {
     /// The objective.
     pub loss: f64,
@@ -72,7 +73,22 @@ pub struct Validation {
     pub classification: f64,
     /// Share of crops whose class was named.
     pub accuracy: f64,
+    /// What the judge of a target task found.
+    #[serde(default)]
+    pub metrics: BTreeMap<String, f64>,
 }
+
+/// Who says how good the answers to a target task are.
+pub trait Judge {
+    /// Takes answers: for segmentation the class of every voxel (`u32`), else the bits of the logits (`f32`); with the samples'
+    /// numbers and targets, each `[n][…]`.
+    fn take(&mut self, samples: &[u32], answers: &[u32], targets: &[u32]);
+    /// What came out by name, and the number by which models compare, the higher the better.
+    fn verdict(&mut self) -> (BTreeMap<String, f64>, f64);
+}
+
+/// Makes a judge for one validation.
+pub type Judges<'a> = &'a dyn Fn() -> Box<dyn Judge + 'a>;
 
 /// A validation cube before, distorted and restored.
 #[derive(Clone, Debug)]
@@ -163,8 +179,14 @@ pub struct Phase<'a> {
     pub last: &'a Path,
     /// Where the best weights go.
     pub best: &'a Path,
-    /// What checkpoints say about their origin, besides state and configuration.
-    pub origin: Value,
+    /// What checkpoints say besides state and configuration, by key: `origin`, and for target tasks `task`.
+    pub about: Value,
+    /// Factor of the encoder's learning rate; 0 leaves it as it is.
+    pub encoder_rate: f32,
+    /// Weights of the classes in the cross-entropy of a target task that has them.
+    pub class_weights: &'a [f32],
+    /// Who judges a target task.
+    pub judges: Option<Judges<'a>>,
     /// Set when the user wants to stop.
     pub interrupted: &'a AtomicBool,
 }
@@ -175,6 +197,7 @@ struct Rig {
     /// In the memory of `train`: they never run at the same time.
     evaluate: Session,
     augment: Option<Augment>,
+    class_weights: Vec<f32>,
     /// Stands in for the target of a graph without one.
     _target: Option<Buffer>,
 }
@@ -184,14 +207,18 @@ struct Rig {
 struct Part<'a> {
     cubes: &'a [f32],
     samples: &'a [u32],
-    labels: &'a [u32],
+    targets: &'a [u32],
 }
 
 impl<'a> Part<'a> {
     fn of(batch: &'a Batch, first: usize, n: usize) -> Self {
-        let len = batch.cubes.len() / batch.samples.len().max(1);
-        let range = first..first + n;
-        Self { cubes: &batch.cubes[first * len..(first + n) * len], samples: &batch.samples[range.clone()], labels: &batch.labels[range] }
+        let samples = batch.samples.len().max(1);
+        let range = |len: usize| first * (len / samples)..(first + n) * (len / samples);
+        Self {
+            cubes: &batch.cubes[range(batch.cubes.len())],
+            samples: &batch.samples[first..first + n],
+            targets: &batch.targets[range(batch.targets.len())],
+        }
     }
 }
 
@@ -202,7 +229,10 @@ impl Rig {
             None => ctx.upload(self.train.input("input")?, 0, part.cubes),
         }
         if let Ok(labels) = self.train.input("labels") {
-            ctx.upload(labels, 0, part.labels);
+            ctx.upload(labels, 0, part.targets);
+        }
+        if let Ok(weights) = self.train.input("weights") {
+            ctx.upload(weights, 0, &self.class_weights);
         }
         Ok(())
     }
@@ -220,7 +250,7 @@ impl Phase<'_> {
             rate: self.rate,
             standing: Standing::new(self.rate),
             scaling: Scaling::default(),
-            sums: [0.0; 3],
+            sums: vec![0.0; self.objective.losses().len()],
             done: false,
             ended_by_steps: false,
             validation: None,
@@ -250,7 +280,7 @@ impl Phase<'_> {
             let t = &config.train;
             augment = Some(Augment::new(ctx, t.preset, t.flip_axes, self.micro, self.size, config.seed, input, target)?);
         }
-        Ok(Rig { train, evaluate, augment, _target: stand_in })
+        Ok(Rig { train, evaluate, augment, class_weights: self.class_weights.to_vec(), _target: stand_in })
     }
 
     /// Trains from `state`. `weights` are loaded first: all of them when resuming (with the optimiser's), those that
@@ -271,7 +301,9 @@ impl Phase<'_> {
         let rig = self.rig(&graph, &store)?;
         let names = self.objective.losses();
         let losses = names.iter().map(|name| rig.train.output(name)).collect::<Result<Vec<_>>>()?;
-        let mut update = Update::new(ctx, &store, self.optimiser, self.hyper, self.clip_norm, parts, &losses)?;
+        let rate = |name: &str| if self.spec.in_encoder(name) { self.encoder_rate } else { 1.0 };
+        let mut update =
+            Update::new(ctx, &store, &groups(&store.param_list, rate), self.optimiser, self.hyper, self.clip_norm, parts, &losses)?;
         let resuming = state.updates > 0;
         if state.rate != self.rate {
             // Another learning rate was asked for; the schedule's reductions so far stay.
@@ -318,9 +350,7 @@ impl Phase<'_> {
             }
             update.apply(ctx, state.standing.rate)?;
             let Report { losses: found, norm } = update.report(ctx)?;
-            let loss = |name: &str| names.iter().position(|n| *n == name).map_or(0.0, |i| found[i]);
-            let losses = ["loss", "loss_rec", "loss_cls"].map(loss);
-            let sound = losses.iter().all(|l| l.is_finite());
+            let sound = found.iter().all(|l| l.is_finite());
             // Gradients too large for 16 bits: without this step and with a smaller scale training goes on.
             let skip = mixed && sound && !norm.is_finite() && state.scaling.overflow();
             if !sound || !(norm.is_finite() || skip) {
@@ -330,7 +360,7 @@ impl Phase<'_> {
                     "step {} ({}): the loss is {} and the gradient norm {norm}, first not finite at {place}; the last good checkpoint is {}; lower train.learning_rate or set {}",
                     state.step + 1,
                     self.objective.word(),
-                    losses[0],
+                    found[0],
                     self.last.display(),
                     if mixed { "train.precision = \"f32\"" } else { "train.clip_norm" }
                 )));
@@ -343,19 +373,16 @@ impl Phase<'_> {
             state.step += 1;
             state.updates += 1;
             state.index += 1;
-            for (sum, l) in state.sums.iter_mut().zip(losses) {
+            for (sum, &l) in state.sums.iter_mut().zip(&found) {
                 *sum += f64::from(l);
             }
             let seconds = clock.elapsed().as_secs_f64();
             clock = Instant::now();
             let mut record = json!({
-                "kind": "step", "phase": state.phase, "step": state.step, "epoch": state.epoch, "loss": losses[0],
+                "kind": "step", "phase": state.phase, "step": state.step, "epoch": state.epoch,
             });
-            if self.objective.restores() {
-                record["loss_rec"] = json!(losses[1]);
-            }
-            if self.objective.classifies() {
-                record["loss_cls"] = json!(losses[2]);
+            for (name, loss) in names.iter().zip(&found) {
+                record[name] = json!(loss);
             }
             record["grad_norm"] = json!(norm);
             record["lr"] = json!(state.standing.rate);
@@ -388,8 +415,8 @@ impl Phase<'_> {
 
     fn end_epoch(&self, state: &mut State, store: &Store, rig: &Rig, log: &mut MetricsLog, observer: &mut dyn Observer) -> Result<()> {
         let steps = f64::from(state.index.max(1));
-        let (validation, rows) = self.validate(rig, state.epoch)?;
-        let improved = state.standing.epoch(&self.rules, validation.loss);
+        let (validation, rows, cost) = self.validate(rig, state.epoch)?;
+        let improved = state.standing.epoch(&self.rules, cost);
         let mut record = json!({
             "kind": "epoch", "phase": state.phase, "epoch": state.epoch, "step": state.step,
             "loss": state.sums[0] / steps, "val_loss": validation.loss,
@@ -401,6 +428,9 @@ impl Phase<'_> {
         if self.objective.classifies() {
             record["val_loss_cls"] = json!(validation.classification);
             record["val_accuracy"] = json!(validation.accuracy);
+        }
+        for (name, value) in &validation.metrics {
+            record[format!("val_{name}")] = json!(value);
         }
         record["lr"] = json!(state.standing.rate);
         log.append(&record)?;
@@ -414,7 +444,7 @@ impl Phase<'_> {
         state.validation = Some(validation);
         state.epoch += 1;
         state.index = 0;
-        state.sums = [0.0; 3];
+        state.sums.fill(0.0);
         if improved {
             if !rows.is_empty() {
                 observer.restorations(state.epoch, self.size, &rows)?;
@@ -425,17 +455,21 @@ impl Phase<'_> {
         Ok(())
     }
 
-    /// Means over all validation samples, and some restorations.
-    fn validate(&self, rig: &Rig, epoch: u32) -> Result<(Validation, Vec<Restored>)> {
+    /// Means over all validation samples, some restorations, and the number by which models compare, the lower the better.
+    fn validate(&self, rig: &Rig, epoch: u32) -> Result<(Validation, Vec<Restored>, f64)> {
         let ctx = self.ctx;
         let draws = Draws::validation(self.config.train.val_transform, epoch);
         let (mut v, mut count, mut rows) = (Validation::default(), 0.0, Vec::new());
         let (restores, classifies) = (self.objective.restores(), self.objective.classifies());
-        let names: Vec<&str> = [("loss_rec", restores), ("identity", restores), ("loss_cls", classifies), ("correct", classifies)]
-            .into_iter()
-            .filter(|n| n.1)
-            .map(|n| n.0)
-            .collect();
+        let task = self.objective.target().is_some();
+        let names: Vec<&str> =
+            [("loss_rec", restores), ("identity", restores), ("loss_cls", classifies), ("correct", classifies), ("loss_ce", task)]
+                .into_iter()
+                .filter(|n| n.1)
+                .map(|n| n.0)
+                .collect();
+        let mut judge = self.judges.map(|new| new());
+        let answers = if matches!(self.objective, Objective::Segment { .. }) { "decided" } else { "logits" };
         for batch in Loader::validation(self.validation.clone(), self.micro)? {
             let batch = batch?;
             rig.feed(ctx, Part::of(&batch, 0, self.micro), draws)?;
@@ -444,12 +478,17 @@ impl Phase<'_> {
                 let into = match *name {
                     "loss_rec" => &mut v.restoration,
                     "identity" => &mut v.identity,
-                    "loss_cls" => &mut v.classification,
+                    "loss_cls" | "loss_ce" => &mut v.classification,
                     _ => &mut v.accuracy,
                 };
                 *into += values[..batch.valid].iter().map(|&x| f64::from(x)).sum::<f64>();
             }
             count += batch.valid as f64;
+            if let Some(judge) = &mut judge {
+                let found = rig.evaluate.read::<u32>(ctx, answers)?;
+                let part = |values: &[u32]| values[..values.len() / self.micro * batch.valid].to_vec();
+                judge.take(&batch.samples[..batch.valid], &part(&found), &part(&batch.targets));
+            }
             if rows.len() < ROWS && restores {
                 rows.extend(self.rows(rig, &batch, draws, ROWS - rows.len())?);
             }
@@ -463,8 +502,15 @@ impl Phase<'_> {
             Objective::Joint { restoration, classification, .. } => {
                 f64::from(restoration) * v.restoration + f64::from(classification) * v.classification
             }
+            Objective::Segment { .. } | Objective::Classify { .. } => v.classification,
         };
-        Ok((v, rows))
+        let mut cost = v.loss;
+        if let Some(judge) = &mut judge {
+            let (metrics, score) = judge.verdict();
+            v.metrics = metrics;
+            cost = -score;
+        }
+        Ok((v, rows, cost))
     }
 
     /// The first restorations, `most` at most, of the validation batch that has just run.
@@ -481,7 +527,7 @@ impl Phase<'_> {
                 let what = rig.augment.as_ref().map_or(String::new(), |a| crate::transform::describe(&a.draw(batch.samples[i], draws)));
                 Restored {
                     sample: batch.samples[i],
-                    label: batch.labels[i],
+                    label: batch.targets[i],
                     what,
                     original: part(&target),
                     transformed: part(&input),
@@ -497,13 +543,15 @@ impl Phase<'_> {
     }
 
     fn metadata(&self, state: &State) -> Result<String> {
-        let value = json!({
+        let mut value = json!({
             "format": "semgen-checkpoint-1",
             "network": self.objective.word(),
             "state": serde_json::to_value(state).map_err(|e| Error::Failed(e.to_string()))?,
-            "origin": self.origin,
             "config": self.config.to_toml(),
         });
+        for (key, what) in self.about.as_object().into_iter().flatten() {
+            value[key] = what.clone();
+        }
         Ok(value.to_string())
     }
 

@@ -126,7 +126,10 @@ pub fn run(
             checkpoint_steps: t.checkpoint_steps,
             last: &last,
             best: if joint { &best } else { &classification },
-            origin: json!({ "manifest": data.manifest }),
+            about: json!({ "origin": { "manifest": data.manifest } }),
+            encoder_rate: 1.0,
+            class_weights: &[],
+            judges: None,
             interrupted,
         }
     };

@@ -9,6 +9,7 @@ use super::checkpoint::{Named, download, upload};
 use crate::config::Optimiser;
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, BufferId, Caps, Context, Dispatch, Program, Recorder, View};
+use crate::graph::Tensors;
 use crate::kernels::elementwise;
 use crate::kernels::optimiser::{self, Hyper, SCALARS, UNSCALE};
 use crate::plan::Store;
@@ -31,6 +32,8 @@ const ROW: usize = 64;
 #[derive(Debug)]
 pub struct Update {
     hyper: Hyper,
+    /// Factors of the learning rate of the groups.
+    rates: Vec<f32>,
     first: Buffer,
     second: Option<Buffer>,
     step: Buffer,
@@ -77,6 +80,38 @@ pub struct Bytes {
     pub rest: u64,
 }
 
+/// A run of the flat parameters with its own learning rate.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Group {
+    /// Elements of the flat buffer.
+    pub range: std::ops::Range<usize>,
+    /// Factor of the learning rate; with 0 the parameters stay as they are.
+    pub rate: f32,
+}
+
+/// All parameters with one learning rate.
+pub fn together(list: &Tensors) -> Vec<Group> {
+    groups(list, |_| 1.0)
+}
+
+/// The groups of parameters for which `rate` gives one factor by name, as few runs as possible.
+pub fn groups(list: &Tensors, rate: impl Fn(&str) -> f32) -> Vec<Group> {
+    let mut out: Vec<Group> = Vec::new();
+    let end = list.flat_len();
+    for p in list.list() {
+        let rate = rate(&p.name);
+        match out.last_mut() {
+            Some(last) if last.rate == rate => {}
+            Some(last) => {
+                last.range.end = p.offset;
+                out.push(Group { range: p.offset..end, rate });
+            }
+            None => out.push(Group { range: 0..end, rate }),
+        }
+    }
+    out
+}
+
 /// What an optimiser becomes on an adapter.
 struct Recorded {
     begin: Vec<Dispatch>,
@@ -86,8 +121,9 @@ struct Recorded {
 }
 
 impl Recorded {
-    /// For `n` parameters, batches of `parts` parts and `losses` losses, the first of which is the one that counts.
-    fn new(caps: &Caps, n: usize, kind: Optimiser, clip_norm: f32, parts: usize, losses: usize) -> Result<Self> {
+    /// For parameters in `groups`, batches of `parts` parts and `losses` losses, the first of which is the one that counts.
+    fn new(caps: &Caps, groups: &[Group], kind: Optimiser, clip_norm: f32, parts: usize, losses: usize) -> Result<Self> {
+        let n = groups.last().map_or(0, |g| g.range.end);
         let flat = |id| View::whole(id, n);
         let row = |k: usize| View::whole(REPORT, (losses + 1) * ROW).slice(k * ROW, 1);
         let share = 1.0 / parts as f32;
@@ -106,15 +142,20 @@ impl Recorded {
             flat(GRADS)
         };
         let mut apply = Recorder::new(caps);
-        let (norm, factor, step) = (row(losses), View::whole(FACTOR, 1), View::whole(STEP, SCALARS));
+        // The scalars of each group lie in a row of their own.
+        let step = |k: usize| View::whole(STEP, groups.len() * ROW).slice(k * ROW, SCALARS);
+        let (norm, factor) = (row(losses), View::whole(FACTOR, 1));
         optimiser::norm(&mut apply, gradient, norm)?;
-        optimiser::clip(&mut apply, norm, row(0), step, clip_norm, factor)?;
-        match kind {
-            Optimiser::Adam | Optimiser::AdamW => {
-                let decoupled = kind == Optimiser::AdamW;
-                optimiser::adam(&mut apply, flat(PARAMS), gradient, flat(FIRST), flat(SECOND), step, factor, decoupled)?;
+        optimiser::clip(&mut apply, norm, row(0), step(0), clip_norm, factor)?;
+        for (k, group) in groups.iter().enumerate().filter(|(_, g)| g.rate > 0.0) {
+            let part = |v: View| v.slice(group.range.start, group.range.len());
+            let (p, g, m) = (part(flat(PARAMS)), part(gradient), part(flat(FIRST)));
+            match kind {
+                Optimiser::Adam | Optimiser::AdamW => {
+                    optimiser::adam(&mut apply, p, g, m, part(flat(SECOND)), step(k), factor, kind == Optimiser::AdamW)?;
+                }
+                Optimiser::Sgd => optimiser::sgd(&mut apply, p, g, m, step(k), factor)?,
             }
-            Optimiser::Sgd => optimiser::sgd(&mut apply, flat(PARAMS), gradient, flat(FIRST), step, factor)?,
         }
         // A batch in one part has no further ones.
         let more = if parts > 1 { more.dispatches } else { Vec::new() };
@@ -123,25 +164,29 @@ impl Recorded {
 }
 
 impl Update {
-    /// Allocates the moments (zero) and compiles the kernels; `clip_norm` 0 means no clipping. A batch has `parts` equal
-    /// parts; `losses` are buffers of one number each that a plan fills, the first of them the objective. The loss scale is 1.
+    /// Allocates the moments (zero) and compiles the kernels for the parameters of `store` in `groups`; `clip_norm` 0 means no
+    /// clipping. A batch has `parts` equal parts; `losses` are buffers of one number each that a plan fills, the first of them the objective. The loss scale is 1.
     ///
     /// # Errors
     /// What the device reports.
     pub fn new(
         ctx: &Context,
         store: &Store,
+        groups: &[Group],
         kind: Optimiser,
         hyper: Hyper,
         clip_norm: f32,
         parts: usize,
         losses: &[&Buffer],
     ) -> Result<Self> {
-        let recorded = Recorded::new(ctx.caps(), store.param_list.flat_len(), kind, clip_norm, parts, losses.len())?;
+        if groups.last().map_or(0, |g| g.range.end) != store.param_list.flat_len() {
+            return Err(Error::shape("optimiser", "the groups are not the store's parameters"));
+        }
+        let recorded = Recorded::new(ctx.caps(), groups, kind, clip_norm, parts, losses.len())?;
         let bytes = store.params.bytes();
         let first = ctx.buffer("semgen.exp_avg", bytes)?;
         let second = (moments(kind) == 2).then(|| ctx.buffer("semgen.exp_avg_sq", bytes)).transpose()?;
-        let step = ctx.buffer("semgen.scalars", SCALARS as u64 * 4)?;
+        let step = ctx.buffer("semgen.scalars", (groups.len() * ROW) as u64 * 4)?;
         let report = ctx.buffer("semgen.report", ((losses.len() + 1) * ROW) as u64 * 4)?;
         // The factor, the sum, scratch.
         let mut own = vec![ctx.buffer("semgen.scale", 4)?];
@@ -167,7 +212,21 @@ impl Update {
         let begin = Program::new(ctx, &recorded.begin, lookup)?;
         let more = Program::new(ctx, &recorded.more, lookup)?;
         let apply = Program::new(ctx, &recorded.apply, lookup)?;
-        Ok(Self { hyper, first, second, step, report, losses: losses.len(), unscale: 1.0, begin, more, apply, _own: own, steps: 0 })
+        Ok(Self {
+            hyper,
+            rates: groups.iter().map(|g| g.rate).collect(),
+            first,
+            second,
+            step,
+            report,
+            losses: losses.len(),
+            unscale: 1.0,
+            begin,
+            more,
+            apply,
+            _own: own,
+            steps: 0,
+        })
     }
 
     /// Says by how much the gradients of the next steps are too large, a power of two; they are clipped, reported and
@@ -181,15 +240,15 @@ impl Update {
         self.steps -= 1;
     }
 
-    /// Bytes of device memory that [`Update::new`] takes for `n` elements of flat parameters.
+    /// Bytes of device memory that [`Update::new`] takes for parameters in `groups`.
     ///
     /// # Errors
     /// As [`Update::new`].
-    pub fn device_bytes(caps: &Caps, n: usize, kind: Optimiser, clip_norm: f32, parts: usize, losses: usize) -> Result<Bytes> {
-        let r = Recorded::new(caps, n, kind, clip_norm, parts, losses)?;
-        let flat = n as u64 * 4;
+    pub fn device_bytes(caps: &Caps, groups: &[Group], kind: Optimiser, clip_norm: f32, parts: usize, losses: usize) -> Result<Bytes> {
+        let r = Recorded::new(caps, groups, kind, clip_norm, parts, losses)?;
+        let flat = groups.last().map_or(0, |g| g.range.end) as u64 * 4;
         let programs: u64 = [&r.begin, &r.more, &r.apply].iter().map(|d| Program::device_bytes(caps, d)).sum();
-        let rest = SCALARS as u64 * 4 + ((losses + 1) * ROW) as u64 * 4 + 4 + r.scratch.iter().sum::<u64>() + programs;
+        let rest = (groups.len() * ROW) as u64 * 4 + ((losses + 1) * ROW) as u64 * 4 + 4 + r.scratch.iter().sum::<u64>() + programs;
         Ok(Bytes { moments: flat * moments(kind), sum: if parts > 1 { flat } else { 0 }, rest })
     }
 
@@ -213,9 +272,11 @@ impl Update {
     /// What the device reports.
     pub fn apply(&mut self, ctx: &Context, rate: f32) -> Result<()> {
         self.steps += 1;
-        let mut scalars = optimiser::scalars(rate, &self.hyper, self.steps);
-        scalars[UNSCALE] = self.unscale;
-        ctx.upload(&self.step, 0, &scalars);
+        for (k, factor) in self.rates.iter().enumerate() {
+            let mut scalars = optimiser::scalars(rate * factor, &self.hyper, self.steps);
+            scalars[UNSCALE] = self.unscale;
+            ctx.upload(&self.step, (k * ROW) as u64 * 4, &scalars);
+        }
         self.apply.run(ctx)
     }
 

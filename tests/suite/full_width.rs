@@ -10,7 +10,7 @@ use semantic_genesis::model::{Mode, Spec};
 use semantic_genesis::plan::{Plan, Session, Store};
 use semantic_genesis::train::fit::Stage;
 use semantic_genesis::train::network::Objective;
-use semantic_genesis::train::update::{Update, moments};
+use semantic_genesis::train::update::{Update, moments, together};
 
 use crate::harness;
 
@@ -44,7 +44,7 @@ fn a_step_of_the_published_network_is_timed() {
     let (Some(ctx), Some((plan, bytes))) = (harness::trusted(), planned()) else { return };
     let gflop = plan.flops() as f64 / 1e9;
     let store = Store::new(ctx, &plan.graph, 0).unwrap();
-    let mut update = Update::new(ctx, &store, Optimiser::Adam, Hyper::default(), 0.0, 1, &[]).unwrap();
+    let mut update = Update::new(ctx, &store, &together(&store.param_list), Optimiser::Adam, Hyper::default(), 0.0, 1, &[]).unwrap();
     let session = Session::new(ctx, plan, &store).unwrap();
     for (seed, name) in [(1, "input"), (2, "target")] {
         let values: Vec<f32> = numbers(seed, 64 * 64 * 32, 0.5).iter().map(|v| v + 0.5).collect();
@@ -97,7 +97,7 @@ fn the_first_step_is_timed() {
     let session = Session::new(&ctx, plan, &store).unwrap();
     passed(&format!("the step is ready, {:?}", ctx.counters()));
     let losses = [session.output("loss").unwrap()];
-    let mut update = Update::new(&ctx, &store, Optimiser::Adam, Hyper::default(), 0.0, 1, &losses).unwrap();
+    let mut update = Update::new(&ctx, &store, &together(&store.param_list), Optimiser::Adam, Hyper::default(), 0.0, 1, &losses).unwrap();
     passed("the optimiser is ready");
     for step in 1..=3 {
         session.run(&ctx).unwrap();

@@ -65,6 +65,16 @@ fn number(op: &Op) -> usize {
         Op::SoftDiceGrad => 39,
         Op::Mean => 40,
         Op::MeanGrad => 41,
+        Op::Activation(Function::Step) => 55,
+        Op::ActivationGrad(Function::Step) => unreachable!("a step has no derivative"),
+        Op::Pointwise(Pointwise::Logistic) => 56,
+        Op::PointwiseGrad(Pointwise::Logistic) => 57,
+        Op::Softmax => 58,
+        Op::SoftmaxGrad => 59,
+        Op::ClassDice(_) => 60,
+        Op::ClassDiceGrad(_) => 61,
+        Op::Weigh => 62,
+        Op::ArgMax => 63,
         // What the planner makes: in the planned graphs.
         Op::BatchNormGrad { how: Use { fixed: false, relu: true }, .. } => 42,
         Op::BatchNormGrad { how: Use { fixed: true, relu: true }, .. } => 43,
@@ -81,7 +91,7 @@ fn number(op: &Op) -> usize {
         Op::Head(Head { parts: head::Parts { norm: true, .. }, .. }) => 54,
     }
 }
-const OPERATIONS: usize = 55;
+const OPERATIONS: usize = 64;
 
 /// What an input is filled with.
 #[derive(Clone, Copy)]
@@ -298,6 +308,38 @@ fn checks() -> Vec<(&'static str, Record)> {
             let loss = b.g.cross_entropy("loss", x, l)?;
             let hits = b.g.correct("correct", x, l)?;
             Ok(Tensor(b.g.add("sum", loss, hits)?))
+        }),
+        ("logistic loss with signed weights", |b| {
+            let x = b.x(3, [1; 3], 14);
+            let t = b.fixed("target", Shape::new(3, [1; 3], 14), Fill::Numbers);
+            Ok(Tensor(b.g.pointwise_loss("loss", Pointwise::Logistic, x, t)?))
+        }),
+        ("softmax", |b| {
+            let x = b.x(2, [2, 3, 2], 5);
+            Ok(Tensor(b.g.softmax("softmax", x)))
+        }),
+        ("Dice of the classes of a softmax, besides the largest", |b| {
+            let x = b.x(2, [2, 3, 2], 4);
+            let l = b.fixed("labels", Shape::new(2, [2, 3, 2], 1), Fill::Labels(4));
+            let p = b.g.softmax("softmax", x);
+            let best = b.g.arg_max("best", x);
+            b.g.output("best", best);
+            let dice = b.g.class_dice("dice", p, l, 1)?;
+            Ok(Loss(b.g.scale("weighted", dice, 3.5)))
+        }),
+        ("cross-entropy of each voxel, weighted by class", |b| {
+            let x = b.x(2, [2, 3, 2], 5);
+            let l = b.fixed("labels", Shape::new(2, [2, 3, 2], 1), Fill::Labels(5));
+            let w = b.fixed("weights", Shape::vector(5), Fill::Unit);
+            let loss = b.g.cross_entropy("loss", x, l)?;
+            Ok(Tensor(b.g.weigh("weigh", loss, l, w)?))
+        }),
+        ("Dice of a mask that is a step", |b| {
+            let x = b.wanted("x", Shape::new(2, [2, 3, 4], 1), Fill::Unit);
+            let t = b.fixed("target", Shape::new(2, [2, 3, 4], 1), Fill::Numbers);
+            let mask = b.g.activation("mask", Function::Step, t);
+            let dice = b.g.soft_dice("dice", x, mask)?;
+            Ok(Loss(b.g.scale("weighted", dice, 3.5)))
         }),
         ("soft Dice", |b| {
             let x = b.wanted("x", Shape::new(2, [2, 3, 4], 1), Fill::Unit);

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use semantic_genesis::graph::{Graph, Home, Node, Op, Upsampling, ValueId};
 use semantic_genesis::kernels::upsample::{self, Mode};
-use semantic_genesis::kernels::{activation, batch_norm, conv3d, loss, pool, prelu};
+use semantic_genesis::kernels::{activation, batch_norm, classes, conv3d, loss, pool, prelu};
 
 /// What a graph computes from.
 #[derive(Clone, Debug)]
@@ -122,6 +122,10 @@ fn forward(g: &Graph, node: &Node, x: &[&[f64]]) -> Vec<Vec<f64>> {
             ]
         }
         Op::SoftDice => vec![vec![loss::reference_soft_dice(x[0], x[1])]],
+        Op::Softmax => vec![classes::reference_softmax(shape(0).channels, x[0])],
+        Op::ClassDice(g) => vec![vec![loss::class_dice::reference_class_dice(g.classes, g.first, x[0], &labels(x[1]))]],
+        Op::Weigh => vec![classes::reference_weigh(x[0], &labels(x[1]), x[2])],
+        Op::ArgMax => vec![classes::reference_arg_max(shape(0).channels, x[0]).into_iter().map(f64::from).collect()],
         Op::Mean => vec![vec![x[0].iter().sum::<f64>() / x[0].len() as f64]],
         Op::Conv3dWeightGrad { .. }
         | Op::ChannelSum
@@ -135,6 +139,8 @@ fn forward(g: &Graph, node: &Node, x: &[&[f64]]) -> Vec<Vec<f64>> {
         | Op::PointwiseGrad(_)
         | Op::CrossEntropyGrad
         | Op::SoftDiceGrad
+        | Op::SoftmaxGrad
+        | Op::ClassDiceGrad(_)
         | Op::MeanGrad => panic!("{} is a derivative: differences of the loss stand for it", node.op.name()),
         Op::NormStatistics { .. }
         | Op::NormFixed(_)

@@ -15,7 +15,7 @@ use semantic_genesis::model::{Mode, Spec};
 use semantic_genesis::nn;
 use semantic_genesis::train::checkpoint::{Named, download, load_state_dict};
 use semantic_genesis::train::network::features;
-use semantic_genesis::train::update::Update;
+use semantic_genesis::train::update::{Update, together};
 
 use crate::harness::{self, Rig, reference, wide};
 
@@ -143,7 +143,7 @@ fn five_steps_of_sgd() {
     let Data::I64(labels) = &e.tensors["labels"].data else { panic!("labels are integers") };
     rig.feed(ctx, "labels", &labels.iter().map(|&l| u32::try_from(l).unwrap()).collect::<Vec<_>>());
     let hyper = Hyper { momentum: 0.9, weight_decay: 1e-4, ..Hyper::default() };
-    let mut update = Update::new(ctx, &rig.store, Optimiser::Sgd, hyper, 0.0, 1, &[]).unwrap();
+    let mut update = Update::new(ctx, &rig.store, &together(&rig.store.param_list), Optimiser::Sgd, hyper, 0.0, 1, &[]).unwrap();
     let mut losses = Vec::new();
     for _ in 0..5 {
         rig.run(ctx);

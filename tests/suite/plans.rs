@@ -12,7 +12,7 @@ use semantic_genesis::kernels::optimiser::Hyper;
 use semantic_genesis::model::{Mode, Spec};
 use semantic_genesis::plan::{Fusion, Options, Plan};
 use semantic_genesis::train::network::Objective;
-use semantic_genesis::train::update::Update;
+use semantic_genesis::train::update::{Update, together};
 
 use crate::harness::{self, Rig, wide};
 
@@ -197,7 +197,7 @@ fn predicted_bytes_are_those_allocated() {
     let rig = Rig::planned(&ctx, graph, plan);
     let found = ctx.memory().0;
     assert!(close(slots + store, found), "{slots} + {store} bytes predicted, {found} allocated");
-    let update = Update::new(&ctx, &rig.store, Optimiser::Adam, Hyper::default(), 0.0, 1, &[]).unwrap();
+    let update = Update::new(&ctx, &rig.store, &together(&rig.store.param_list), Optimiser::Adam, Hyper::default(), 0.0, 1, &[]).unwrap();
     let found = ctx.memory().0;
     assert!(close(slots + trained, found), "{slots} + {trained} bytes predicted, {found} allocated");
     drop((rig, update));

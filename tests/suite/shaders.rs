@@ -14,7 +14,7 @@ use semantic_genesis::graph::Graph;
 use semantic_genesis::kernels::check::DTYPES;
 use semantic_genesis::kernels::conv3d::{self, Geom, Input, Output, Pass, Problem, Source};
 use semantic_genesis::kernels::transform::{self, Geometry, Sample};
-use semantic_genesis::kernels::{activation, elementwise, knn, loss, optimiser, pool, prelu, reduce, upsample};
+use semantic_genesis::kernels::{activation, classes as class_rows, elementwise, knn, loss, optimiser, pool, prelu, reduce, upsample};
 use semantic_genesis::model::{Mode, Spec};
 use semantic_genesis::plan::{Fusion, Options, Plan};
 use semantic_genesis::train::network::{Objective, features};
@@ -235,7 +235,7 @@ fn flat(caps: &Caps, into: &mut Collection) {
     for n in [4096, 4097] {
         for dtype in DTYPES {
             let v = |id| View::typed(BufferId(id), n, dtype);
-            for f in [Function::Relu, Function::Elu, Function::Sigmoid] {
+            for f in [Function::Relu, Function::Elu, Function::Sigmoid, Function::Step] {
                 into.record(caps, |rec| {
                     activation::forward(rec, f, v(0), v(1)).and_then(|()| activation::backward(rec, f, v(0), v(1), v(2)))
                 });
@@ -254,7 +254,7 @@ fn flat(caps: &Caps, into: &mut Collection) {
             loss::soft_dice(rec, v(0), v(1), view(2, 1))?;
             loss::soft_dice_backward(rec, v(0), v(1), view(2, 1), v(3))
         });
-        for kind in [loss::Pointwise::Mse, loss::Pointwise::Mae, loss::Pointwise::BceLogits] {
+        for kind in [loss::Pointwise::Mse, loss::Pointwise::Mae, loss::Pointwise::BceLogits, loss::Pointwise::Logistic] {
             into.record(caps, |rec| {
                 loss::pointwise(rec, kind, 1, v(0), v(1), view(2, 1))?;
                 loss::pointwise_backward(rec, kind, 1, v(0), v(1), view(2, 1), v(3))
@@ -275,7 +275,14 @@ fn flat(caps: &Caps, into: &mut Collection) {
                 into.record(caps, |rec| {
                     loss::cross_entropy(rec, rows_n, classes, logits, rows, view(2, rows_n))?;
                     loss::cross_entropy_backward(rec, rows_n, classes, logits, rows, view(2, rows_n), view(3, rows_n * classes))?;
-                    loss::correct(rec, rows_n, classes, logits, rows, view(2, rows_n))
+                    loss::correct(rec, rows_n, classes, logits, rows, view(2, rows_n))?;
+                    let (full, geom) = (view(3, rows_n * classes), loss::class_dice::Geom { rows: rows_n, classes, first: 1 });
+                    class_rows::softmax(rec, rows_n, classes, logits, full)?;
+                    class_rows::softmax_backward(rec, rows_n, classes, logits, full, view(4, rows_n * classes))?;
+                    class_rows::arg_max(rec, rows_n, classes, logits, view(2, rows_n))?;
+                    class_rows::weigh(rec, rows_n, classes, view(4, rows_n), rows, view(5, classes), view(2, rows_n))?;
+                    loss::class_dice::class_dice(rec, &geom, logits, rows, view(2, 1))?;
+                    loss::class_dice::class_dice_backward(rec, &geom, logits, rows, view(2, 1), full)
                 });
             }
         }

@@ -15,7 +15,7 @@ use semantic_genesis::train::loader::Samples;
 use semantic_genesis::train::log::MetricsLog;
 use semantic_genesis::train::phase::{Feed, Observer, Phase, Restored, State};
 use semantic_genesis::train::schedule::Rules;
-use semantic_genesis::train::update::{Report, Update};
+use semantic_genesis::train::update::{Report, Update, together};
 use semantic_genesis::train::{fit::Stage, network::Objective};
 use serde_json::{Value, json};
 
@@ -45,7 +45,8 @@ fn step(ctx: &Context, batch: usize, micro: usize, input: &[f32]) -> (Report, Ve
     let rig = Rig::new(ctx, &plain(micro));
     let hyper = Hyper { momentum: 0.0, ..Hyper::default() };
     let loss = rig.session.output("loss").unwrap();
-    let mut update = Update::new(ctx, &rig.store, Optimiser::Sgd, hyper, 0.0, batch / micro, &[loss]).unwrap();
+    let mut update =
+        Update::new(ctx, &rig.store, &together(&rig.store.param_list), Optimiser::Sgd, hyper, 0.0, batch / micro, &[loss]).unwrap();
     let target = numbers(2, batch * SAMPLE / 3 * 5, 1.0);
     for (part, first) in (0..batch).step_by(micro).enumerate() {
         let range = |len: usize| first * len..(first + micro) * len;

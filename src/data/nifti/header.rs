@@ -93,6 +93,8 @@ pub enum Form {
     Qform,
     /// Voxel sizes only: the file does not say how the patient lies; index axes are taken as right, anterior, superior.
     Pixdim,
+    /// Origin, directions and voxel sizes of a MetaImage file.
+    MetaImage,
 }
 
 impl Form {
@@ -102,6 +104,7 @@ impl Form {
             Self::Sform => "sform",
             Self::Qform => "qform",
             Self::Pixdim => "pixdim",
+            Self::MetaImage => "MetaImage",
         }
     }
 }
@@ -109,7 +112,7 @@ impl Form {
 /// What a checked header says.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Header {
-    /// 1 or 2.
+    /// 1 or 2; 0 for a MetaImage file.
     pub version: u8,
     /// Stored most significant byte first.
     pub big_endian: bool,

@@ -12,34 +12,26 @@ use crate::data::volume::Volume;
 use crate::error::{Error, Result};
 
 /// Deflate shrinks no input by more than this factor (1032), so a header that claims more than the file could hold is lying.
-const MAX_RATIO: u64 = 1032;
+pub(in crate::data) const MAX_RATIO: u64 = 1032;
 /// Voxels decoded at a time, at least one slice.
 const PIECE: usize = 1 << 20;
 /// Slices decoded at a time: enough to write whole cache lines when the axes are exchanged.
 const SLICES: usize = 16;
 
 /// An open file: the header is read and believable, the reader stands behind it.
-struct Opened {
-    header: Header,
-    reader: Box<dyn Read>,
-    at: u64,
-    gzip: bool,
-}
-
-/// Reads and checks a header; voxels are not touched.
-///
-/// # Errors
-/// An [`Error::Input`] if the file is missing, is not NIfTI, contradicts itself or is too short for what it claims.
-pub fn read_header(path: &Path) -> Result<Header> {
-    open(path).map(|o| o.header)
+pub(in crate::data) struct Opened {
+    /// What the header says.
+    pub(in crate::data) header: Header,
+    /// What follows.
+    pub(in crate::data) reader: Box<dyn Read>,
+    /// Where the reader stands.
+    pub(in crate::data) at: u64,
+    /// Whether it unpacks.
+    pub(in crate::data) gzip: bool,
 }
 
 /// Reads a whole volume with its scaling applied; values that are not finite are kept.
-///
-/// # Errors
-/// As [`read_header`], and for damaged or truncated voxels.
-pub fn read(path: &Path) -> Result<Volume> {
-    let opened = open(path)?;
+pub(in crate::data) fn read_opened(path: &Path, opened: Opened) -> Result<Volume> {
     let header = opened.header.clone();
     let [ni, nj, nk] = header.size;
     let mut data = reserve(path, header.voxels())?;
@@ -63,17 +55,14 @@ pub fn read(path: &Path) -> Result<Volume> {
 }
 
 /// Hands the scaled voxels to `each` in file order (i fastest), in pieces, until it breaks.
-///
-/// # Errors
-/// As [`read`]; damage behind the point where `each` broke is not noticed.
-pub fn stream(path: &Path, each: &mut dyn FnMut(&[f32]) -> ControlFlow<()>) -> Result<Header> {
-    let opened = open(path)?;
+pub(in crate::data) fn stream_opened(path: &Path, opened: Opened, each: &mut dyn FnMut(&[f32]) -> ControlFlow<()>) -> Result<Header> {
     let header = opened.header.clone();
     decode_pieces(path, opened, 1 << 16, each)?;
     Ok(header)
 }
 
-fn open(path: &Path) -> Result<Opened> {
+/// Opens a file: its header is read and checked.
+pub(in crate::data) fn open(path: &Path) -> Result<Opened> {
     let mut file = File::open(path).map_err(|e| match e.kind() {
         ErrorKind::NotFound => Error::input(path, "no such file"),
         _ => Error::io("open", path)(e),

@@ -121,7 +121,7 @@ fn the_loader_gives_the_cubes_of_the_manifest() {
             let entry = m.entry(*i).unwrap();
             assert_eq!(cut(&volumes[entry.source as usize], &entry).unwrap(), cube);
         }
-        assert!(b.samples.iter().zip(&b.labels).all(|(&i, &l)| m.crops()[i as usize].label == l));
+        assert!(b.samples.iter().zip(&b.targets).all(|(&i, &l)| m.crops()[i as usize].label == l));
     };
     let train = m.samples(Split::Train, Arc::clone(&volumes)).unwrap();
     let mut seen: Vec<u32> = Vec::new();

@@ -1,0 +1,205 @@
+//! Which weights a target task starts from, and what became of each tensor of the file.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::config::{Activation, Config, Model, Variant};
+use crate::error::{Error, Result};
+use crate::graph::Graph;
+use crate::interop::tensors::{Data, Tensor};
+use crate::model::Spec;
+use crate::train::checkpoint::Named;
+
+/// What became of the tensors.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Report {
+    /// Taken over.
+    pub loaded: Vec<String>,
+    /// Taken over after repeating and rescaling the kernel of the first convolution for another number of input channels.
+    pub adapted: Vec<String>,
+    /// In the file, but not used, with the reason.
+    pub dropped: Vec<(String, String)>,
+    /// Of the network, but not in the file: random.
+    pub random: Vec<String>,
+    /// Names changed while reading: old and new.
+    pub renamed: Vec<(String, String)>,
+}
+
+/// The network's settings as far as a file's tensors (and its own record of them) tell; the rest as in `like`.
+///
+/// # Errors
+/// A sentence if the tensors are not of this family of networks.
+pub fn network(tensors: &Named, metadata: Option<&str>, like: &Model) -> Result<Model, String> {
+    let recorded = metadata.and_then(|m| serde_json::from_str::<serde_json::Value>(m).ok());
+    if let Some(model) = recorded.as_ref().and_then(|r| serde_json::from_value::<Model>(r["task"]["model"].clone()).ok()) {
+        return Ok(model);
+    }
+    let config = recorded.as_ref().and_then(|r| Config::default().overlay_toml(r["config"].as_str()?).ok());
+    let mut model = config.map_or_else(|| like.clone(), |c| c.model);
+    let width = |name: &str| tensors.get(name).and_then(|t| t.shape.first().copied());
+    let pytorch = width("down_tr64.ops.0.conv1.weight");
+    let Some(base) = pytorch.or_else(|| width("depth_0.conv.weight")) else {
+        return Err("has neither `down_tr64.ops.0.conv1.weight` nor `depth_0.conv.weight`; it is no network of this family".into());
+    };
+    model.base_channels = base;
+    model.variant = if pytorch.is_some() { Variant::PyTorch } else { Variant::Keras };
+    if pytorch.is_some() {
+        model.depth = (0..).take_while(|l| tensors.contains_key(&format!("down_tr{}.ops.0.conv1.weight", 64u64 << l))).count();
+    }
+    if tensors.keys().any(|k| k.ends_with(".activation.weight")) {
+        model.activation = Activation::PRelu;
+    }
+    Ok(model)
+}
+
+/// The tensors of a file that the network `graph` can start from.
+///
+/// # Errors
+/// A sentence when nothing fits, which a wrong file or variant would explain.
+pub fn fit(tensors: &Named, graph: &Graph, spec: &Spec) -> Result<(Named, Report), String> {
+    let mut report = Report::default();
+    let mut out = Named::new();
+    let lists = graph.params.list().iter().chain(graph.state.list());
+    let wanted: BTreeMap<&str, Vec<usize>> = lists.map(|p| (p.name.as_str(), p.file_shape())).collect();
+    let first = match spec.variant {
+        Variant::PyTorch => "down_tr64.ops.0.conv1.weight",
+        Variant::Keras => "depth_0.conv.weight",
+    };
+    for (name, tensor) in tensors {
+        let Some(shape) = wanted.get(name.as_str()) else {
+            if !name.ends_with(".num_batches_tracked") {
+                report.dropped.push((name.clone(), "no part of this network".into()));
+            }
+            continue;
+        };
+        if tensor.shape == *shape && tensor.floats().is_some() {
+            out.insert(name.clone(), tensor.clone());
+            report.loaded.push(name.clone());
+        } else if let (true, Some(adapted)) = (name == first, repeated(tensor, shape)) {
+            out.insert(name.clone(), adapted);
+            report.adapted.push(name.clone());
+        } else {
+            report.dropped.push((name.clone(), format!("has shape {:?}, the network needs {shape:?}", tensor.shape)));
+        }
+    }
+    report.random = wanted.keys().filter(|n| !out.contains_key(**n)).map(|n| (*n).to_owned()).collect();
+    if !out.keys().any(|n| spec.in_encoder(n)) {
+        return Err(format!(
+            "none of its {} tensors fits the encoder of this network (base width {}, variant {}); check model.base_channels and model.variant",
+            tensors.len(),
+            spec.base,
+            spec.variant.word()
+        ));
+    }
+    Ok((out, report))
+}
+
+/// A convolution weight `[out, in, d, h, w]` for another number of input channels: its kernels repeated over the channels, scaled so
+/// that equal channels give the same response.
+fn repeated(tensor: &Tensor, shape: &[usize]) -> Option<Tensor> {
+    let [out, channels, d, h, w] = *shape else { return None };
+    let [from_out, from_channels, fd, fh, fw] = *tensor.shape.as_slice() else { return None };
+    if (out, d, h, w) != (from_out, fd, fh, fw) || from_channels == 0 || channels == 0 {
+        return None;
+    }
+    let (values, taps) = (tensor.floats()?, d * h * w);
+    let scale = from_channels as f32 / channels as f32;
+    let mut data = Vec::with_capacity(out * channels * taps);
+    for o in 0..out {
+        for c in 0..channels {
+            let from = (o * from_channels + c % from_channels) * taps;
+            data.extend(values[from..from + taps].iter().map(|v| v * scale));
+        }
+    }
+    Some(Tensor { shape: shape.to_vec(), data: Data::F32(data) })
+}
+
+impl Report {
+    /// The report in a few lines.
+    pub fn lines(&self) -> Vec<String> {
+        let mut out = vec![format!(
+            "{} tensors loaded, {} adapted, {} renamed, {} left out, {} start at random",
+            self.loaded.len(),
+            self.adapted.len(),
+            self.renamed.len(),
+            self.dropped.len(),
+            self.random.len()
+        )];
+        let few = |names: Vec<String>| {
+            let more = names.len().saturating_sub(4);
+            let list = names.into_iter().take(4).collect::<Vec<_>>().join(", ");
+            if more > 0 { format!("{list} and {more} more") } else { list }
+        };
+        if !self.adapted.is_empty() {
+            out.push(format!("  adapted to the input channels: {}", few(self.adapted.clone())));
+        }
+        if !self.dropped.is_empty() {
+            out.push(format!("  left out: {}", few(self.dropped.iter().map(|(n, why)| format!("{n} ({why})")).collect())));
+        }
+        if !self.random.is_empty() {
+            out.push(format!("  random: {}", few(self.random.clone())));
+        }
+        out
+    }
+}
+
+/// As a library error about a file.
+///
+/// # Errors
+/// [`Error::Input`] with the sentence.
+pub fn at<T>(path: &std::path::Path, result: Result<T, String>) -> Result<T> {
+    result.map_err(|what| Error::input(path, what))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Mode;
+
+    fn spec(channels: usize) -> Spec {
+        Spec { base: 2, channels, variant: Variant::PyTorch, ..Spec::autoencoder(2, 2) }
+    }
+
+    fn graph(spec: &Spec, outputs: usize) -> Graph {
+        let mut g = Graph::new();
+        let x = spec.input(&mut g, "input", 1, [4; 3]);
+        let e = spec.encoder(&mut g, x, Mode::Evaluate).unwrap();
+        spec.segmentation(&mut g, &e, outputs, Mode::Evaluate).unwrap();
+        g
+    }
+
+    fn file(g: &Graph) -> Named {
+        let list = g.params.list().iter().chain(g.state.list());
+        list.map(|p| (p.name.clone(), Tensor::f32(p.file_shape(), (0..p.len()).map(|i| i as f32 + 1.0).collect()))).collect()
+    }
+
+    #[test]
+    fn tensors_are_loaded_adapted_or_left_out() {
+        let mut tensors = file(&graph(&spec(1), 1));
+        tensors.insert("clc_out.fc1.weight".into(), Tensor::f32(vec![2, 2], vec![0.0; 4]));
+        let s = spec(3);
+        let g = graph(&s, 4);
+        let (out, report) = fit(&tensors, &g, &s).unwrap();
+        assert_eq!(report.adapted, ["down_tr64.ops.0.conv1.weight"]);
+        let (old, new) = (tensors["down_tr64.ops.0.conv1.weight"].floats().unwrap(), out["down_tr64.ops.0.conv1.weight"].floats().unwrap());
+        for (o, taps) in old.chunks(27).enumerate() {
+            for c in 0..3 {
+                assert!(new[(o * 3 + c) * 27..][..27].iter().zip(taps).all(|(a, b)| (a - b / 3.0).abs() < 1e-6));
+            }
+        }
+        let dropped: Vec<&str> = report.dropped.iter().map(|d| d.0.as_str()).collect();
+        assert_eq!(dropped, ["clc_out.fc1.weight", "out_tr.final_conv.bias", "out_tr.final_conv.weight"]);
+        assert_eq!(report.random, ["out_tr.final_conv.bias", "out_tr.final_conv.weight"]);
+        assert_eq!(report.loaded.len() + 3, g.params.list().len() + g.state.list().len());
+        assert_eq!(network(&tensors, None, &Config::default().model).unwrap().depth, 2);
+    }
+
+    #[test]
+    fn a_file_without_a_fitting_encoder_is_refused() {
+        let tensors = file(&graph(&spec(1), 1));
+        let wide = Spec { base: 4, ..spec(1) };
+        assert!(fit(&tensors, &graph(&wide, 1), &wide).unwrap_err().contains("base width 4"));
+        assert!(network(&Named::new(), None, &Config::default().model).is_err());
+    }
+}
