@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::args::Common;
 use super::text;
-use crate::data::nifti;
+use crate::data::image;
 use crate::data::store::{Split, Store};
 use crate::discover::manifest::Manifest;
 use crate::error::{Error, Result};
@@ -19,7 +19,7 @@ const OPTIMISER: &str = "optimizer.";
 /// Options of `info`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// A checkpoint, a NIfTI scan, a manifest, a prepared store or a run directory
+    /// A checkpoint, a scan, a manifest, a prepared store or a run directory
     #[arg(value_name = "FILE|RUN")]
     path: PathBuf,
 }
@@ -45,13 +45,16 @@ fn describe(path: &Path) -> Result<Value> {
     let name = path.to_string_lossy().to_ascii_lowercase();
     if name.ends_with(".safetensors") {
         checkpoint(path)
-    } else if name.ends_with(".nii") || name.ends_with(".nii.gz") {
+    } else if image::has_scan_name(&name) {
         scan(path)
     } else if name.ends_with(".json") {
         manifest(path)
     } else {
         scan(path).or_else(|_| checkpoint(path)).map_err(|_| {
-            Error::input(path, "is none of a safetensors file, a NIfTI file, a manifest (.json), a prepared store and a run directory")
+            Error::input(
+                path,
+                "is none of a safetensors file, a NIfTI or MetaImage scan, a manifest (.json), a prepared store and a run directory",
+            )
         })
     }
 }
@@ -84,9 +87,9 @@ fn checkpoint(path: &Path) -> Result<Value> {
 }
 
 fn scan(path: &Path) -> Result<Value> {
-    let h = nifti::read_header(path)?;
+    let h = image::read_series_header(path)?;
     Ok(json!({
-        "kind": "scan", "file": path.to_string_lossy(), "format": format!("NIfTI-{}", h.version), "size": h.size, "spacing_mm": h.spacing(),
+        "kind": "scan", "file": path.to_string_lossy(), "format": h.format.word(), "size": h.size, "volumes": h.volumes, "spacing_mm": h.spacing(),
         "stored_as": h.kind.word(), "big_endian": h.big_endian, "scale": h.scale, "orientation_from": h.form.word(), "affine": h.affine,
         "declared_label_map": h.labels,
     }))

@@ -6,8 +6,10 @@
 
 pub mod cubes;
 pub mod frame;
+pub mod image;
 pub mod intensity;
 pub mod mapped;
+pub mod metaimage;
 pub mod nifti;
 pub mod orient;
 pub mod phantom;
@@ -18,3 +20,4 @@ pub mod resize;
 pub mod scans;
 pub mod store;
 pub mod volume;
+pub mod voxels;

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::frame::Frame;
-use super::nifti::{self, Form, Header};
+use super::image::{self, Header};
 use super::recipe::{MAX_VOXELS, Recipe};
 use super::scans;
 use super::store::{self, Absent, Index, ScanRecord, Split, Store};
@@ -123,7 +123,7 @@ pub fn prepare_if(
         &found.scans,
         |_| 0,
         false,
-        |path| (hash_file(path).unwrap_or_default(), nifti::read_header(path)),
+        |path| (hash_scan(path).unwrap_or_default(), image::read_header(path)),
         |_| {
             done += 1;
             on(Progress::Read { done, total });
@@ -250,11 +250,8 @@ fn none_left(inputs: &[PathBuf], failed: &[Absent]) -> Error {
 fn notes_before(candidates: &[Candidate], on: &mut dyn FnMut(Progress)) {
     let mut seen: BTreeMap<&str, &Path> = BTreeMap::new();
     for c in candidates {
-        if c.header.form == Form::Pixdim {
-            let what =
-                "its header does not say how the patient lies (no sform, no qform); index axes are taken as right, anterior, superior"
-                    .to_owned();
-            on(Progress::Note { path: c.path.clone(), what });
+        if let Some(remark) = c.header.form.remark() {
+            on(Progress::Note { path: c.path.clone(), what: format!("its header does not say how the patient lies {remark}") });
         }
         if let Some(other) = seen.get(c.sha256.as_str()) {
             on(Progress::Note { path: c.path.clone(), what: format!("is the same file as {}; both are used", other.display()) });
@@ -346,14 +343,14 @@ fn split(records: &mut [ScanRecord], fraction: f32, seed: u32) {
 fn ids(paths: &[&Path]) -> Vec<String> {
     let mut times: BTreeMap<String, usize> = BTreeMap::new();
     for p in paths {
-        *times.entry(scans::stem(p).to_lowercase()).or_default() += 1;
+        *times.entry(image::stem(p).to_lowercase()).or_default() += 1;
     }
     // File systems may not tell upper from lower case.
     let mut used = BTreeSet::new();
     paths
         .iter()
         .map(|p| {
-            let mut id = scans::stem(p);
+            let mut id = image::stem(p);
             if times[&id.to_lowercase()] > 1
                 && let Some(folder) = absolute(p).parent().and_then(Path::file_name)
             {
@@ -389,17 +386,20 @@ fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf())
 }
 
-/// SHA-256 of a file; `None` if it cannot be read, which reading it will tell.
-fn hash_file(path: &Path) -> Option<String> {
-    let mut file = File::open(path).ok()?;
+/// SHA-256 of the files of a scan; `None` if one cannot be read, which reading the scan will tell.
+fn hash_scan(path: &Path) -> Option<String> {
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 18];
-    loop {
-        match file.read(&mut buffer).ok()? {
-            0 => return Some(hash.finalize().iter().map(|b| format!("{b:02x}")).collect()),
-            n => hash.update(&buffer[..n]),
+    for source in image::sources(path).ok()? {
+        let mut file = File::open(source).ok()?;
+        loop {
+            match file.read(&mut buffer).ok()? {
+                0 => break,
+                n => hash.update(&buffer[..n]),
+            }
         }
     }
+    Some(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
 }
 
 /// Does `work` for every item on all cores, so many at a time that their costs together stay below [`MEMORY_BYTES`].

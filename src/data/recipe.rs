@@ -5,8 +5,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::frame::Frame;
+use super::image;
 use super::intensity;
-use super::nifti;
 use super::volume::{Volume, inverse, voxels};
 use crate::config::{Align, Modality, Mri};
 use crate::error::{Error, Result};
@@ -51,12 +51,12 @@ pub struct Ready {
 }
 
 impl Recipe {
-    /// Reads and prepares a NIfTI file.
+    /// Reads and prepares a scan file.
     ///
     /// # Errors
-    /// As [`nifti::read`] and [`Recipe::apply`].
+    /// As [`image::read`] and [`Recipe::apply`].
     pub fn read(&self, path: &Path) -> Result<Ready> {
-        self.apply(nifti::read(path)?).map_err(|what| Error::input(path, what))
+        self.apply(image::read(path)?).map_err(|what| Error::input(path, what))
     }
 
     /// The frame of the whole scan, with its sizes checked.

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
-use super::nifti;
+use super::image;
 use crate::error::{Error, Result};
 
 /// What [`find`] found; both lists sorted by path.
@@ -53,12 +53,12 @@ const WORDS: [&str; 15] = [
     "truth",
 ];
 
-/// Searches files and folders (recursively; hidden entries are ignored) for `.nii` and `.nii.gz` scans.
+/// Searches files and folders (recursively; hidden entries are ignored) for scans by their names' endings ([`image::ENDINGS`]).
 ///
 /// A file named directly may have any name; its content decides.
 ///
 /// # Errors
-/// An [`Error::Input`] for a missing path, a folder without NIfTI files, or if every file is a label map.
+/// An [`Error::Input`] for a missing path, a folder without scan files, or if every file is a label map.
 pub fn find(inputs: &[PathBuf]) -> Result<Found> {
     let mut files = BTreeSet::new();
     for input in inputs {
@@ -76,9 +76,9 @@ pub fn find(inputs: &[PathBuf]) -> Result<Found> {
         if files.len() == before && !files.iter().any(|f| f.starts_with(input)) {
             let what = match others {
                 0 => "is an empty folder".to_owned(),
-                n => format!("holds {n} files, but none ends in .nii or .nii.gz"),
+                n => format!("holds {n} files, but none ends in {}", image::ENDINGS.join(", ")),
             };
-            return Err(Error::input(input, format!("{what}; give a folder of NIfTI scans (DICOM and MetaImage have to be converted)")));
+            return Err(Error::input(input, format!("{what}; give a folder of NIfTI or MetaImage scans (DICOM has to be converted)")));
         }
     }
     let files = once_each(files);
@@ -106,20 +106,6 @@ pub fn find(inputs: &[PathBuf]) -> Result<Found> {
     }
 }
 
-/// Name without `.nii`, `.nii.gz` or `.gz`.
-pub(super) fn stem(path: &Path) -> String {
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let lower = name.to_ascii_lowercase();
-    let cut = [".nii.gz", ".nii", ".gz"].iter().find(|e| lower.ends_with(*e) && lower.len() > e.len()).map_or(0, |e| e.len());
-    // The endings are ASCII, so this is a character boundary.
-    name[..name.len() - cut].to_owned()
-}
-
-fn is_nifti_name(name: &str) -> bool {
-    let name = name.to_ascii_lowercase();
-    name.ends_with(".nii") || name.ends_with(".nii.gz")
-}
-
 fn walk(dir: &Path, visited: &mut BTreeSet<PathBuf>, files: &mut BTreeSet<PathBuf>, others: &mut usize) -> Result<()> {
     // Links may form circles.
     if !visited.insert(dir.canonicalize().map_err(Error::io("read", dir))?) {
@@ -135,7 +121,7 @@ fn walk(dir: &Path, visited: &mut BTreeSet<PathBuf>, files: &mut BTreeSet<PathBu
         // A dangling link is kept if its name asks for it, and reported when it is read.
         if path.is_dir() {
             walk(&path, visited, files, others)?;
-        } else if is_nifti_name(&name) {
+        } else if image::has_scan_name(&name) {
             files.insert(path);
         } else {
             *others += 1;
@@ -152,23 +138,23 @@ fn once_each(files: BTreeSet<PathBuf>) -> Vec<PathBuf> {
 
 /// Rule 1: the name is a sibling's plus a word.
 fn named_after_a_scan(path: &Path) -> Option<String> {
-    let stem = stem(path);
+    let stem = image::stem(path);
     let (at, _) = stem.char_indices().rev().find(|&(_, c)| "_-. ".contains(c))?;
     let (scan, word) = (&stem[..at], &stem[at + 1..]);
     if !WORDS.contains(&word.to_ascii_lowercase().as_str()) {
         return None;
     }
-    let sibling = [".nii.gz", ".nii"].map(|e| path.with_file_name(format!("{scan}{e}"))).into_iter().find(|p| p.is_file())?;
+    let sibling = image::ENDINGS.map(|e| path.with_file_name(format!("{scan}{e}"))).into_iter().find(|p| p.is_file())?;
     Some(format!("named after {} with \"{}\" added", sibling.file_name().unwrap_or_default().to_string_lossy(), &stem[at..]))
 }
 
 /// Rules 2 and 3. A file that cannot be read is no label map.
 fn labels_inside(path: &Path) -> Option<String> {
-    if nifti::read_header(path).ok()?.labels {
+    if image::read_header(path).ok()?.labels {
         return Some("its header declares a label map".into());
     }
     let mut seen = Evidence::default();
-    nifti::stream(path, &mut |values| seen.add(values)).ok()?;
+    image::stream(path, &mut |values| seen.add(values)).ok()?;
     seen.verdict()
 }
 
@@ -247,13 +233,5 @@ mod tests {
         assert!(verdict(&organs).unwrap().contains("neighbours are equal"));
         let ramp: Vec<f32> = (0..1000u16).map(|v| f32::from(v * 37 % 251)).collect();
         assert!(verdict(&ramp).is_none(), "an 8-bit image is no label map");
-    }
-
-    #[test]
-    fn stems_lose_only_known_endings() {
-        assert_eq!(stem(Path::new("a/b.c.nii.gz")), "b.c");
-        assert_eq!(stem(Path::new("b.NII")), "b");
-        assert_eq!(stem(Path::new(".nii")), ".nii");
-        assert_eq!(stem(Path::new("scan.bin")), "scan.bin");
     }
 }
