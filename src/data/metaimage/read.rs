@@ -100,7 +100,8 @@ fn open(path: &Path) -> Result<Opened> {
         // A file that is too short is refused below.
         None => length.saturating_sub(header.volume_bytes()).max(start),
     };
-    file.seek(SeekFrom::Start(first)).map_err(Error::io("read", path))?;
+    // A place behind the end is refused below; systems differ about going there.
+    file.seek(SeekFrom::Start(first.min(length))).map_err(Error::io("read", path))?;
     let mut reader = BufReader::new(file);
     if !fields.compressed {
         header.offset = first;
