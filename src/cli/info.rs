@@ -45,7 +45,7 @@ fn describe(path: &Path) -> Result<Value> {
     let name = path.to_string_lossy().to_ascii_lowercase();
     if name.ends_with(".safetensors") {
         checkpoint(path)
-    } else if image::has_scan_name(&name) {
+    } else if image::ending(path).is_some() {
         scan(path)
     } else if name.ends_with(".json") {
         manifest(path)

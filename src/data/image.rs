@@ -12,23 +12,22 @@ pub use super::voxels::{Form, Format, Header, Kind};
 /// Endings of scan files, in lower case. A longer one comes before those it ends in.
 pub const ENDINGS: [&str; 4] = [".nii.gz", ".nii", ".mhd", ".mha"];
 
-/// Whether `name` ends as a scan file does; the data files of `.mhd` headers do not.
-pub fn has_scan_name(name: &str) -> bool {
-    let name = name.to_ascii_lowercase();
-    ENDINGS.iter().any(|e| name.ends_with(e))
+/// The ending of a scan file's name in small letters, if it has one of [`ENDINGS`]; the data files of `.mhd` headers have none.
+pub fn ending(path: &Path) -> Option<&'static str> {
+    let name = path.file_name()?.to_string_lossy().to_ascii_lowercase();
+    ENDINGS.into_iter().find(|e| name.ends_with(e) && name.len() > e.len())
 }
 
-/// The file's name without the ending of a scan file (or `.gz`).
+/// The file's name without the ending of a scan file.
 pub fn stem(path: &Path) -> String {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let lower = name.to_ascii_lowercase();
-    let cut = ENDINGS.iter().chain(&[".gz"]).find(|e| lower.ends_with(*e) && lower.len() > e.len()).map_or(0, |e| e.len());
+    let cut = ending(path).map_or(0, str::len);
     // The endings are ASCII, so this is a character boundary.
     name[..name.len() - cut].to_owned()
 }
 
 fn is_metaimage(path: &Path) -> bool {
-    path.extension().is_some_and(|e| e.eq_ignore_ascii_case("mhd") || e.eq_ignore_ascii_case("mha"))
+    matches!(ending(path), Some(".mhd" | ".mha"))
 }
 
 /// Reads and checks a header: size, geometry, type; voxels are not touched.
@@ -76,8 +75,8 @@ pub fn stream(path: &Path, each: &mut dyn FnMut(&[f32]) -> ControlFlow<()>) -> R
 ///
 /// # Errors
 /// If a header that could name others cannot be read.
-pub fn sources(path: &Path) -> Result<Vec<PathBuf>> {
-    if is_metaimage(path) { metaimage::sources(path) } else { Ok(vec![path.to_path_buf()]) }
+pub fn files(path: &Path) -> Result<Vec<PathBuf>> {
+    if is_metaimage(path) { metaimage::files(path) } else { Ok(vec![path.to_path_buf()]) }
 }
 
 #[cfg(test)]
@@ -91,6 +90,7 @@ mod tests {
         assert_eq!(stem(Path::new("1.2.3.mhd")), "1.2.3");
         assert_eq!(stem(Path::new(".nii")), ".nii");
         assert_eq!(stem(Path::new("scan.bin")), "scan.bin");
-        assert!(has_scan_name("A.MHA") && !has_scan_name("a.raw") && !has_scan_name("a.zraw"));
+        let endings = ["A.MHA", "a.raw", "a.zraw", "b.NII.gz", "b.gz"].map(|n| ending(Path::new(n)));
+        assert_eq!(endings, [Some(".mha"), None, None, Some(".nii.gz"), None]);
     }
 }

@@ -10,4 +10,4 @@
 mod header;
 mod read;
 
-pub use read::{read, read_header, read_volume, sources, stream};
+pub use read::{files, read, read_header, read_volume, stream};

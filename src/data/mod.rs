@@ -4,6 +4,7 @@
 //! Nothing here touches a graphics adapter. Files from outside are treated as hostile: what a
 //! header claims is held against the file's length before anything is allocated.
 
+pub mod arrays;
 pub mod cubes;
 pub mod frame;
 pub mod image;

@@ -390,7 +390,7 @@ fn absolute(path: &Path) -> PathBuf {
 fn hash_scan(path: &Path) -> Option<String> {
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 18];
-    for source in image::sources(path).ok()? {
+    for source in image::files(path).ok()? {
         let mut file = File::open(source).ok()?;
         loop {
             match file.read(&mut buffer).ok()? {

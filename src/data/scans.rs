@@ -121,7 +121,7 @@ fn walk(dir: &Path, visited: &mut BTreeSet<PathBuf>, files: &mut BTreeSet<PathBu
         // A dangling link is kept if its name asks for it, and reported when it is read.
         if path.is_dir() {
             walk(&path, visited, files, others)?;
-        } else if image::has_scan_name(&name) {
+        } else if image::ending(&path).is_some() {
             files.insert(path);
         } else {
             *others += 1;

@@ -277,7 +277,7 @@ impl Opened {
             bytes.resize(n * width, 0);
             reader.read_exact(&mut bytes).map_err(|e| broken(path, packed, "voxels", e))?;
             values.clear();
-            decode(&header, &bytes, &mut values);
+            decode(header.kind, header.big_endian, header.scale, &bytes, &mut values);
             left -= n;
             if each(&values).is_break() {
                 return Ok(());
@@ -291,23 +291,24 @@ impl Opened {
     }
 }
 
-fn decode(header: &Header, bytes: &[u8], out: &mut Vec<f32>) {
+/// Appends stored numbers, scaled, to `out`.
+pub(super) fn decode(kind: Kind, big_endian: bool, scale: Option<(f64, f64)>, bytes: &[u8], out: &mut Vec<f32>) {
     macro_rules! go {
         ($t:ty, $f64:expr) => {{
             const N: usize = size_of::<$t>();
             let number = |chunk: &[u8]| -> $t {
                 let mut w = [0; N];
                 w.copy_from_slice(chunk);
-                if header.big_endian { <$t>::from_be_bytes(w) } else { <$t>::from_le_bytes(w) }
+                if big_endian { <$t>::from_be_bytes(w) } else { <$t>::from_le_bytes(w) }
             };
             let f64 = $f64;
-            match header.scale {
+            match scale {
                 None => out.extend(bytes.chunks_exact(N).map(|c| f64(number(c)) as f32)),
                 Some((slope, inter)) => out.extend(bytes.chunks_exact(N).map(|c| (f64(number(c)) * slope + inter) as f32)),
             }
         }};
     }
-    match header.kind {
+    match kind {
         Kind::U8 => go!(u8, f64::from),
         Kind::I8 => go!(i8, f64::from),
         Kind::U16 => go!(u16, f64::from),

@@ -48,7 +48,7 @@ pub fn stream(path: &Path, each: &mut dyn FnMut(&[f32]) -> ControlFlow<()>) -> R
 ///
 /// # Errors
 /// If the header cannot be read.
-pub fn sources(path: &Path) -> Result<Vec<PathBuf>> {
+pub fn files(path: &Path) -> Result<Vec<PathBuf>> {
     let (fields, ..) = fields(path)?;
     let data = match fields.data {
         Data::Local(_) => None,
