@@ -177,7 +177,10 @@ impl Head {
         let claimed = shape.iter().try_fold(kind.bytes(), |n, &s| n.checked_mul(s));
         let there = bytes.len() - offset;
         if claimed.is_none_or(|n| n > there) {
-            return Err(format!("claims {shape:?} values of {}, but only {there} bytes are there; it is truncated or damaged", kind.word()));
+            return Err(format!(
+                "claims {shape:?} values of {}, but only {there} bytes are there; it is truncated or damaged",
+                kind.word()
+            ));
         }
         Ok(Self { kind, big_endian: word.starts_with('>'), shape, offset })
     }
