@@ -11,9 +11,9 @@ use semantic_genesis::bench::catalogue::{Kind, Options, problem};
 use semantic_genesis::bench::op::Prepared;
 use semantic_genesis::config::{Config, FlipAxes, Preset};
 use semantic_genesis::data::cubes::{CropEntry, Dense, cut};
-use semantic_genesis::data::nifti;
 use semantic_genesis::data::phantom::Patient;
 use semantic_genesis::data::resize::resize;
+use semantic_genesis::data::{image, nifti};
 use semantic_genesis::gpu::{Caps, Context, Kind as Adapter};
 use semantic_genesis::interop::tensors::{File, Tensor};
 use semantic_genesis::kernels::check::numbers;
@@ -38,7 +38,7 @@ fn data(c: &mut Criterion) {
     nifti::write_i16(&path, &scan).expect("a file in a temporary folder");
     let mut group = c.benchmark_group("host");
     group.throughput(Throughput::Bytes(96 * 96 * 48 * 2)).sample_size(20);
-    group.bench_function("decode a NIfTI of 96x96x48", |b| b.iter(|| nifti::read(black_box(&path))));
+    group.bench_function("decode a NIfTI of 96x96x48", |b| b.iter(|| image::read(black_box(&path))));
     group.finish();
 }
 

@@ -813,10 +813,10 @@ impl Config {
         if f.windows == 0 || f.windows > 4096 {
             return bad("finetune.windows", format!("{} is outside 1..=4096", f.windows));
         }
-        if f.folds == 1 || f.folds == 2 || (f.folds > 0 && f.fold >= f.folds) {
+        if f.folds == 1 || (f.folds > 0 && f.fold >= f.folds) {
             return bad(
                 "finetune.fold",
-                format!("fold {} of {} does not exist; at least 3 folds make a training, a validation and a test part", f.fold, f.folds),
+                format!("fold {} of {} does not exist; at least 2 folds are needed, numbered from 0", f.fold, f.folds),
             );
         }
         let p = &self.prepare;

@@ -27,7 +27,7 @@ use crate::task::judge::chosen_by;
 use crate::task::measure::{Answer, Measured, measure};
 use crate::task::set::{self, Set};
 use crate::task::start;
-use crate::task::table::{self, Part};
+use crate::task::table::{self, Division, Part};
 use crate::task::{Description, Kind, View};
 use crate::train::fit::fit;
 use crate::train::pretrain::read_checkpoint;
@@ -128,7 +128,7 @@ pub(super) fn train(ctx: &Context, json: bool, kind: Kind, args: &TaskArgs, pres
     }
     let table = table::read(&inputs.labelled, kind, recipe.as_ref().map(|r| &r.data))?;
     table.notes.iter().for_each(|n| text::note(json, n));
-    let cases = table::parts(&table, inputs.split.as_deref(), &config)?;
+    let cases = table::parts(&table, inputs.split.as_deref(), &division(&config))?;
     let spacing = match config.prepare.spacing.given() {
         Some(given) => given,
         None => set::median_spacing(&cases)?,
@@ -259,6 +259,19 @@ fn inputs(kind: Kind, args: &TaskArgs, run: &Run) -> Result<Inputs> {
         recipe: args.recipe.clone(),
         split: args.split.as_ref().map(place),
     })
+}
+
+/// How cases are divided where the data do not say.
+fn division(config: &Config) -> Division {
+    let f = &config.finetune;
+    Division {
+        seed: config.seed,
+        folds: f.folds,
+        fold: f.fold,
+        validation: f.validation_fraction,
+        test: f.test_fraction,
+        fraction: f.fraction,
+    }
 }
 
 fn to_json(inputs: &Inputs) -> Result<Value> {

@@ -19,7 +19,7 @@ const OPTIMISER: &str = "optimizer.";
 /// Options of `info`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// A checkpoint, a NIfTI scan, a manifest, a prepared store or a run directory
+    /// A checkpoint, a scan, a manifest, a prepared store or a run directory
     #[arg(value_name = "FILE|RUN")]
     path: PathBuf,
 }
@@ -51,7 +51,10 @@ fn describe(path: &Path) -> Result<Value> {
         manifest(path)
     } else {
         scan(path).or_else(|_| checkpoint(path)).map_err(|_| {
-            Error::input(path, "is none of a safetensors file, a NIfTI file, a manifest (.json), a prepared store and a run directory")
+            Error::input(
+                path,
+                "is none of a safetensors file, a NIfTI or MetaImage scan, a manifest (.json), a prepared store and a run directory",
+            )
         })
     }
 }
@@ -84,9 +87,9 @@ fn checkpoint(path: &Path) -> Result<Value> {
 }
 
 fn scan(path: &Path) -> Result<Value> {
-    let h = image::read_header(path)?;
+    let h = image::read_series_header(path)?;
     Ok(json!({
-        "kind": "scan", "file": path.to_string_lossy(), "format": if h.version == 0 { "MetaImage".to_owned() } else { format!("NIfTI-{}", h.version) }, "size": h.size, "spacing_mm": h.spacing(),
+        "kind": "scan", "file": path.to_string_lossy(), "format": h.format.word(), "size": h.size, "volumes": h.volumes, "spacing_mm": h.spacing(),
         "stored_as": h.kind.word(), "big_endian": h.big_endian, "scale": h.scale, "orientation_from": h.form.word(), "affine": h.affine,
         "declared_label_map": h.labels,
     }))

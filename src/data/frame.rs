@@ -116,32 +116,12 @@ impl Frame {
         sample(&data, turned, self.grid, &self.to_turned, Rule::Linear)
     }
 
-    /// Whether `other` has the source's grid and lies where it lies.
-    ///
-    /// # Errors
-    /// A sentence if not.
-    pub fn same_place(&self, other: &Volume) -> Result<(), String> {
-        if other.size != self.source_size {
-            return Err(format!("has {:?} voxels, but its scan has {:?}; resample it to the scan", other.size, self.source_size));
-        }
-        let last = other.size.map(|n| n as f64 - 1.0);
-        let smallest = spacing(&self.source_affine).into_iter().fold(f64::INFINITY, f64::min);
-        for corner in [[0.0; 3], last, [last[0], 0.0, 0.0], [0.0, last[1], 0.0]] {
-            let (a, b) = (apply(&other.affine, corner), apply(&self.source_affine, corner));
-            let same = (0..3).all(|r| (a[r] - b[r]).abs() <= SAME_PLACE * smallest);
-            if !same {
-                return Err(format!("voxel {corner:?} lies at {a:.2?} mm, but in its scan at {b:.2?} mm; resample it to the scan"));
-            }
-        }
-        Ok(())
-    }
-
     /// A label map that belongs to the source on this frame's grid, nearest neighbour; 0 outside.
     ///
     /// # Errors
     /// A sentence if the map's size or place is not the scan's.
     pub fn labels(&self, map: &Volume) -> Result<Vec<f32>, String> {
-        self.same_place(map)?;
+        same_place((map.size, &map.affine), (self.source_size, &self.source_affine))?;
         let turned = self.axes.turned_size(self.source_size);
         let data = self.axes.turn(map.data.clone(), self.source_size);
         Ok(sample(&data, turned, self.grid, &self.to_turned, Rule::Nearest))
@@ -161,6 +141,26 @@ impl Frame {
         let out = sample(data, self.grid, turned, &map, rule);
         Volume { data: self.axes.turn_back(out, self.source_size), size: self.source_size, affine: self.source_affine }
     }
+}
+
+/// Whether a map of some size and affine has the grid of its scan, and lies where it lies.
+///
+/// # Errors
+/// A sentence about the map if not.
+pub fn same_place(map: ([usize; 3], &Affine), scan: ([usize; 3], &Affine)) -> Result<(), String> {
+    if map.0 != scan.0 {
+        return Err(format!("has {:?} voxels, but its scan has {:?}; resample it to the scan", map.0, scan.0));
+    }
+    let last = map.0.map(|n| n as f64 - 1.0);
+    let smallest = spacing(scan.1).into_iter().fold(f64::INFINITY, f64::min);
+    for corner in [[0.0; 3], last, [last[0], 0.0, 0.0], [0.0, last[1], 0.0]] {
+        let (a, b) = (apply(map.1, corner), apply(scan.1, corner));
+        let same = (0..3).all(|r| (a[r] - b[r]).abs() <= SAME_PLACE * smallest);
+        if !same {
+            return Err(format!("voxel {corner:?} lies at {a:.2?} mm, but in its scan at {b:.2?} mm; resample it to the scan"));
+        }
+    }
+    Ok(())
 }
 
 /// Grid and map for axes that are the patient's: the middles coincide.

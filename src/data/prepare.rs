@@ -11,8 +11,7 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::frame::Frame;
-use super::image;
-use super::nifti::{Form, Header};
+use super::image::{self, Header};
 use super::recipe::{MAX_VOXELS, Recipe};
 use super::scans;
 use super::store::{self, Absent, Index, ScanRecord, Split, Store};
@@ -124,7 +123,7 @@ pub fn prepare_if(
         &found.scans,
         |_| 0,
         false,
-        |path| (hash_file(path).unwrap_or_default(), image::read_header(path)),
+        |path| (hash_scan(path).unwrap_or_default(), image::read_header(path)),
         |_| {
             done += 1;
             on(Progress::Read { done, total });
@@ -251,11 +250,8 @@ fn none_left(inputs: &[PathBuf], failed: &[Absent]) -> Error {
 fn notes_before(candidates: &[Candidate], on: &mut dyn FnMut(Progress)) {
     let mut seen: BTreeMap<&str, &Path> = BTreeMap::new();
     for c in candidates {
-        if c.header.form == Form::Pixdim {
-            let what =
-                "its header does not say how the patient lies (no sform, no qform); index axes are taken as right, anterior, superior"
-                    .to_owned();
-            on(Progress::Note { path: c.path.clone(), what });
+        if let Some(remark) = c.header.form.remark() {
+            on(Progress::Note { path: c.path.clone(), what: format!("its header does not say how the patient lies {remark}") });
         }
         if let Some(other) = seen.get(c.sha256.as_str()) {
             on(Progress::Note { path: c.path.clone(), what: format!("is the same file as {}; both are used", other.display()) });
@@ -390,12 +386,12 @@ fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf())
 }
 
-/// SHA-256 of a file; `None` if it cannot be read, which reading it will tell.
-fn hash_file(path: &Path) -> Option<String> {
+/// SHA-256 of the files of a scan; `None` if one cannot be read, which reading the scan will tell.
+fn hash_scan(path: &Path) -> Option<String> {
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 18];
-    for part in image::files(path).unwrap_or_else(|_| vec![path.to_path_buf()]) {
-        let mut file = File::open(part).ok()?;
+    for source in image::files(path).ok()? {
+        let mut file = File::open(source).ok()?;
         loop {
             match file.read(&mut buffer).ok()? {
                 0 => break,

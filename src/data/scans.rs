@@ -53,12 +53,12 @@ const WORDS: [&str; 15] = [
     "truth",
 ];
 
-/// Searches files and folders (recursively; hidden entries are ignored) for `.nii`, `.nii.gz`, `.mhd` and `.mha` scans.
+/// Searches files and folders (recursively; hidden entries are ignored) for scans by their names' endings ([`image::ENDINGS`]).
 ///
 /// A file named directly may have any name; its content decides.
 ///
 /// # Errors
-/// An [`Error::Input`] for a missing path, a folder without such files, or if every file is a label map.
+/// An [`Error::Input`] for a missing path, a folder without scan files, or if every file is a label map.
 pub fn find(inputs: &[PathBuf]) -> Result<Found> {
     let mut files = BTreeSet::new();
     for input in inputs {
@@ -76,7 +76,7 @@ pub fn find(inputs: &[PathBuf]) -> Result<Found> {
         if files.len() == before && !files.iter().any(|f| f.starts_with(input)) {
             let what = match others {
                 0 => "is an empty folder".to_owned(),
-                n => format!("holds {n} files, but none ends in .nii, .nii.gz, .mhd or .mha"),
+                n => format!("holds {n} files, but none ends in {}", image::ENDINGS.join(", ")),
             };
             return Err(Error::input(input, format!("{what}; give a folder of NIfTI or MetaImage scans (DICOM has to be converted)")));
         }

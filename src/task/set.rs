@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::table::{Case, Image, Part, Truth};
 use super::{Description, View};
-use crate::data::frame::Frame;
+use crate::data::frame::{Frame, same_place};
 use crate::data::image;
 use crate::data::orient::Axes;
 use crate::data::recipe::Recipe;
@@ -101,10 +101,10 @@ pub fn median_spacing(cases: &[(Case, Part)]) -> Result<[f64; 3]> {
         if *part != Part::Train {
             continue;
         }
-        if let Some(Image::Scan(path)) = case.images.first()
+        if let Some(Image::Scan(path) | Image::Volume { path, .. }) = case.images.first()
             && seen.insert(path)
         {
-            let header = image::read_header(path)?;
+            let header = image::read_series_header(path)?;
             let axes = Axes::closest(&header.affine);
             let stored = crate::data::volume::spacing(&header.affine);
             found.push(std::array::from_fn(|a| stored[axes.stored[a]]));
@@ -297,12 +297,12 @@ fn write_scan(folder: &Path, n: usize, case: &Case, description: &Description) -
     let mut size = [0; 3];
     for (c, source) in case.images.iter().enumerate() {
         let (data, grid) = match source {
-            Image::Scan(path) => {
-                let volume = image::read(path)?;
-                if let Some(f) = &frame
-                    && let Err(what) = f.same_place(&volume)
-                {
-                    return Err(Error::input(path, what));
+            Image::Scan(_) | Image::Volume { .. } => {
+                let path = source.path();
+                let volume = source.volume().ok_or_else(|| Error::input(path, "is no scan"))??;
+                if let Some(f) = &frame {
+                    same_place((volume.size, &volume.affine), (f.source_size, &f.source_affine))
+                        .map_err(|what| Error::input(path, what))?;
                 }
                 let ready = description.recipe.apply(volume).map_err(|what| Error::input(path, what))?;
                 notes.extend(ready.notes.iter().map(|n| format!("{}: {n}", path.display())));
@@ -329,7 +329,10 @@ fn write_scan(folder: &Path, n: usize, case: &Case, description: &Description) -
     if let Truth::Mask(mask) = &case.truth {
         let path = mask.path();
         let values: Vec<f32> = match (mask, &frame) {
-            (Image::Scan(path), Some(frame)) => frame.labels(&image::read(path)?).map_err(|what| Error::input(path, what))?,
+            (Image::Scan(_) | Image::Volume { .. }, Some(frame)) => {
+                let volume = mask.volume().ok_or_else(|| Error::input(path, "is no scan"))??;
+                frame.labels(&volume).map_err(|what| Error::input(path, what))?
+            }
             (Image::Cube { path, row }, _) => {
                 let (data, grid) = super::table::read_cube(path, *row)?;
                 if grid != size {
@@ -337,7 +340,7 @@ fn write_scan(folder: &Path, n: usize, case: &Case, description: &Description) -
                 }
                 data
             }
-            (Image::Scan(path), None) => return Err(Error::input(path, "is a scan, but the images of its case are cubes")),
+            (_, None) => return Err(Error::input(path, "is a scan, but the images of its case are cubes")),
         };
         let classes = classes_of(&values, description).map_err(|what| Error::input(path, what))?;
         counts = vec![0u64; description.classes.len()];
@@ -421,7 +424,7 @@ mod tests {
     fn windows_may_reach_outside() {
         let data: Vec<u16> = (0..24).collect();
         let read = |s: [usize; 3], n: [usize; 3]| {
-            let mut out = Vec::new();
+            let mut out: Vec<u16> = Vec::new();
             for x in s[0]..s[0] + n[0] {
                 for y in s[1]..s[1] + n[1] {
                     out.extend(&data[(x * 3 + y) * 4 + s[2]..][..n[2]]);

@@ -8,8 +8,8 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use proptest::prelude::*;
 use semantic_genesis::config::Config;
-use semantic_genesis::data::image;
-use semantic_genesis::data::nifti::{self, Form, Stored};
+use semantic_genesis::data::image::Form;
+use semantic_genesis::data::nifti::{self, Stored};
 use semantic_genesis::data::prepare::{Progress, prepare};
 use semantic_genesis::data::recipe::Recipe;
 use semantic_genesis::data::scans;
@@ -114,7 +114,7 @@ fn read_bytes(bytes: &[u8]) -> Result<Volume> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("scan.nii");
     std::fs::write(&path, bytes).unwrap();
-    image::read(&path)
+    nifti::read(&path)
 }
 
 /// The sentence of an [`Error::Input`]; anything else fails the test.
@@ -212,7 +212,7 @@ fn the_sform_wins_then_the_quaternion_then_the_voxel_size() {
     let path = dir.path().join("a.nii");
     let geometry = |h: &Head| {
         std::fs::write(&path, [h.bytes(), vec![0; 8]].concat()).unwrap();
-        let h = image::read_header(&path)?;
+        let h = nifti::read_header(&path)?;
         Ok((h.affine, h.form))
     };
     let mut h = Head::new([2, 2, 2], 2, 8);
@@ -259,7 +259,7 @@ fn written_files_read_back_with_both_forms() {
             let path = dir.path().join(format!("{n}.{ending}"));
             nifti::write_i16(&path, &v).unwrap();
             let close = |a: Affine| (0..16).all(|i| (a[i / 4][i % 4] - affine[i / 4][i % 4]).abs() < 1e-5);
-            let back = image::read(&path).unwrap();
+            let back = nifti::read(&path).unwrap();
             assert!(back.data == v.data && close(back.affine), "{:?}", back.affine);
             if ending == "nii" && n < 2 {
                 // Without the sform, the quaternion says the same.
@@ -267,7 +267,7 @@ fn written_files_read_back_with_both_forms() {
                 bytes[254] = 0;
                 let h = {
                     std::fs::write(&path, &bytes).unwrap();
-                    image::read_header(&path).unwrap()
+                    nifti::read_header(&path).unwrap()
                 };
                 assert!(h.form == Form::Qform && close(h.affine), "{:?}", h.affine);
             }
@@ -277,13 +277,13 @@ fn written_files_read_back_with_both_forms() {
     let mut v = scan([4, 5, 6], RAS, 2);
     v.data[7] = 0.25;
     nifti::write_f32(&path, &v).unwrap();
-    assert_eq!(image::read(&path).unwrap(), v);
+    assert_eq!(nifti::read(&path).unwrap(), v);
     nifti::write(&path, &v, Stored::I16 { slope: 0.25, inter: 100.0 }).unwrap();
-    assert_eq!(image::read(&path).unwrap(), v);
+    assert_eq!(nifti::read(&path).unwrap(), v);
     assert!(sentence(nifti::write_u8(&path, &v)).contains("label"));
     v.data.iter_mut().for_each(|x| *x = x.abs().round() % 200.0);
     nifti::write_u8(&path, &v).unwrap();
-    assert_eq!(image::read(&path).unwrap(), v);
+    assert_eq!(nifti::read(&path).unwrap(), v);
     v.data[0] = 40_000.0;
     assert!(sentence(nifti::write_i16(&path, &v)).contains("40000"));
     assert!(sentence(nifti::write_f32(&dir.path().join("x.mhd"), &v)).contains(".nii"));
@@ -353,8 +353,8 @@ fn hostile_files_are_sentences() {
     assert!(read_bytes(&[gz(&Head::new([2, 3, 4], 2, 8).bytes()), gz(&data)].concat()).is_ok());
     // A trailing dimension of 1 is fine.
     assert!(read_bytes(&with(&|h| h.dim[0] = 5)).is_ok());
-    assert!(sentence(image::read(Path::new("no/such.nii"))).contains("no such file"));
-    assert!(sentence(image::read(&std::env::temp_dir())).contains("regular file"));
+    assert!(sentence(nifti::read(Path::new("no/such.nii"))).contains("no such file"));
+    assert!(sentence(nifti::read(&std::env::temp_dir())).contains("regular file"));
 }
 
 proptest! {

@@ -30,7 +30,7 @@ fn rules() -> Vec<(&'static str, Fusion)> {
 }
 
 fn graph(variant: Variant, activation: Activation, objective: Objective, mode: Mode) -> Graph {
-    let spec = Spec { base: 4, depth: 4, variant, activation, norm: Norm::Running };
+    let spec = Spec { base: 4, depth: 4, variant, activation, norm: Norm::Running, channels: 1 };
     objective.graph(&spec, BATCH, GRID, mode).unwrap()
 }
 

@@ -568,7 +568,7 @@ fn whole_y_nets_have_the_gradients_that_differences_show() {
     for (variant, activation) in
         [(Variant::PyTorch, Activation::PRelu), (Variant::Keras, Activation::Elu), (Variant::PyTorch, Activation::Relu)]
     {
-        let spec = Spec { base: 1, depth: 4, variant, activation, norm: Norm::Running };
+        let spec = Spec { base: 1, depth: 4, variant, activation, norm: Norm::Running, channels: 1 };
         let network = Network { spec, restores: true, skips: true, classes: Some(3) };
         let (batch, grid) = (2, [16, 8, 8]);
         let g = network.graph(batch, grid).unwrap();

@@ -36,7 +36,7 @@ fn device() -> Option<&'static Context> {
 }
 
 fn spec(variant: Variant, activation: Activation) -> Spec {
-    Spec { base: 4, depth: 3, variant, activation, norm: Norm::Running }
+    Spec { base: 4, depth: 3, variant, activation, norm: Norm::Running, channels: 1 }
 }
 
 fn wide(caps: &Caps) -> Caps {
@@ -272,7 +272,10 @@ impl Trial {
             checkpoint_steps: 0,
             last: &last,
             best: &best,
-            origin: json!({}),
+            about: json!({}),
+            encoder_rate: 1.0,
+            class_weights: &[],
+            judges: None,
             interrupted: &interrupted,
         };
         let mut watcher = Watcher { records: Vec::new(), stop: self.stop, interrupted: &interrupted };

@@ -167,7 +167,7 @@ fn names_types_and_shapes_are_those_of_the_published_network() {
         .lines()
         .map(|l| l.split_once(' ').map(|(k, s)| (k.to_owned(), s.to_owned())).unwrap())
         .collect();
-    let spec = Spec { base: 32, depth: 4, variant: Variant::PyTorch, activation: Activation::Relu, norm: Norm::Running };
+    let spec = Spec { base: 32, depth: 4, variant: Variant::PyTorch, activation: Activation::Relu, norm: Norm::Running, channels: 1 };
     let g = Network { spec, restores: true, skips: true, classes: Some(44) }.graph(1, [16, 16, 8]).unwrap();
     let mut got = BTreeMap::new();
     for p in g.params.list().iter().chain(g.state.list()) {

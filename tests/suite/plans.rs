@@ -19,7 +19,7 @@ use crate::harness::{self, Rig, wide};
 const GRID: [usize; 3] = [16, 16, 8];
 
 fn network(variant: Variant, activation: Activation) -> Network {
-    let spec = Spec { base: 2, depth: 4, variant, activation, norm: Norm::Running };
+    let spec = Spec { base: 2, depth: 4, variant, activation, norm: Norm::Running, channels: 1 };
     Network { spec, restores: true, skips: true, classes: Some(5) }
 }
 
@@ -236,7 +236,7 @@ fn what_cannot_be_sliced_is_an_error_that_says_what_to_do() {
 /// The Y-Net at the published cube.
 fn ynet(base: usize, batch: usize) -> Graph {
     let joint = Objective::Joint { classes: 44, restoration: 1.0, classification: 0.01 };
-    let spec = Spec { base, depth: 4, variant: Variant::PyTorch, activation: Activation::Relu, norm: Norm::Running };
+    let spec = Spec { base, depth: 4, variant: Variant::PyTorch, activation: Activation::Relu, norm: Norm::Running, channels: 1 };
     joint.graph(&spec, batch, [64, 64, 32], Mode::Train).unwrap()
 }
 

@@ -175,7 +175,7 @@ fn networks(caps: &Caps, into: &mut Collection) {
                 Objective::Autoencoder { skips: true },
             ];
             for objective in objectives {
-                let spec = Spec { base, depth: 4, variant, activation, norm: Norm::Running };
+                let spec = Spec { base, depth: 4, variant, activation, norm: Norm::Running, channels: 1 };
                 for mode in [Mode::Train, Mode::Evaluate] {
                     let graph = objective.graph(&spec, batch, size, mode).unwrap();
                     into.plan(caps, &graph);

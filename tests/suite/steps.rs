@@ -160,7 +160,10 @@ fn train(
         checkpoint_steps: 0,
         last: &last,
         best: &best,
-        origin: json!({}),
+        about: json!({}),
+        encoder_rate: 1.0,
+        class_weights: &[],
+        judges: None,
         interrupted: &interrupted,
     };
     let mut observer = Counting(ctx, Vec::new(), 0);

@@ -20,7 +20,7 @@ use crate::cli::TINY;
 use crate::harness::{self, Program};
 
 fn graph(mode: Mode) -> Graph {
-    let spec = Spec { base: 4, depth: 3, variant: Variant::PyTorch, activation: Activation::Relu, norm: Norm::Running };
+    let spec = Spec { base: 4, depth: 3, variant: Variant::PyTorch, activation: Activation::Relu, norm: Norm::Running, channels: 1 };
     Objective::Joint { classes: 3, restoration: 1.0, classification: 0.01 }.graph(&spec, 1, [8, 8, 8], mode).unwrap()
 }
 

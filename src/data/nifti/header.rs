@@ -3,150 +3,42 @@
 use nifti::{Endianness, NiftiHeader};
 
 use crate::data::volume::{self, Affine, IDENTITY};
+use crate::data::voxels::{self, Form, Format, Header, Kind};
 
 /// Bytes of a NIfTI-1 header.
 pub(super) const V1_BYTES: usize = 348;
 /// Bytes of a NIfTI-2 header.
 pub(super) const V2_BYTES: usize = 540;
-/// Most voxels a file may claim (8 GiB as `f32`).
-const MAX_VOXELS: u64 = 1 << 31;
+/// Most volumes of one file.
+const MAX_VOLUMES: usize = 1 << 16;
 /// `NIFTI_INTENT_LABEL`.
 const INTENT_LABEL: i32 = 1002;
 
-/// Element type of the stored voxels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names are Rust's own type names")]
-pub enum Kind {
-    U8,
-    I8,
-    U16,
-    I16,
-    U32,
-    I32,
-    U64,
-    I64,
-    F32,
-    F64,
-}
-
-impl Kind {
-    /// Bytes per voxel.
-    pub fn bytes(self) -> usize {
-        match self {
-            Self::U8 | Self::I8 => 1,
-            Self::U16 | Self::I16 => 2,
-            Self::U32 | Self::I32 | Self::F32 => 4,
-            Self::U64 | Self::I64 | Self::F64 => 8,
+fn kind(code: i16) -> Result<Kind, String> {
+    Ok(match code {
+        2 => Kind::U8,
+        4 => Kind::I16,
+        8 => Kind::I32,
+        16 => Kind::F32,
+        64 => Kind::F64,
+        256 => Kind::I8,
+        512 => Kind::U16,
+        768 => Kind::U32,
+        1024 => Kind::I64,
+        1280 => Kind::U64,
+        other => {
+            let what = match other {
+                1 => "single bits",
+                32 | 1792 | 2048 => "complex numbers",
+                128 | 2304 => "colours (RGB)",
+                1536 => "128-bit floating numbers",
+                _ => "of an unknown type",
+            };
+            return Err(format!(
+                "voxels are {what} (datatype {other}), but only integers and 32- or 64-bit floating numbers can be read; convert the file"
+            ));
         }
-    }
-
-    /// Rust's name of the type.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::U8 => "u8",
-            Self::I8 => "i8",
-            Self::U16 => "u16",
-            Self::I16 => "i16",
-            Self::U32 => "u32",
-            Self::I32 => "i32",
-            Self::U64 => "u64",
-            Self::I64 => "i64",
-            Self::F32 => "f32",
-            Self::F64 => "f64",
-        }
-    }
-
-    fn from_code(code: i16) -> Result<Self, String> {
-        Ok(match code {
-            2 => Self::U8,
-            4 => Self::I16,
-            8 => Self::I32,
-            16 => Self::F32,
-            64 => Self::F64,
-            256 => Self::I8,
-            512 => Self::U16,
-            768 => Self::U32,
-            1024 => Self::I64,
-            1280 => Self::U64,
-            other => {
-                let what = match other {
-                    1 => "single bits",
-                    32 | 1792 | 2048 => "complex numbers",
-                    128 | 2304 => "colours (RGB)",
-                    1536 => "128-bit floating numbers",
-                    _ => "of an unknown type",
-                };
-                return Err(format!(
-                    "voxels are {what} (datatype {other}), but only integers and 32- or 64-bit floating numbers can be read; convert the file"
-                ));
-            }
-        })
-    }
-}
-
-/// Where a file's affine came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
-    /// The matrix in `srow_x`, `srow_y`, `srow_z`.
-    Sform,
-    /// The quaternion.
-    Qform,
-    /// Voxel sizes only: the file does not say how the patient lies; index axes are taken as right, anterior, superior.
-    Pixdim,
-    /// Origin, directions and voxel sizes of a MetaImage file.
-    MetaImage,
-}
-
-impl Form {
-    /// The word used for it in files.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Sform => "sform",
-            Self::Qform => "qform",
-            Self::Pixdim => "pixdim",
-            Self::MetaImage => "MetaImage",
-        }
-    }
-}
-
-/// What a checked header says.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Header {
-    /// 1 or 2; 0 for a MetaImage file.
-    pub version: u8,
-    /// Stored most significant byte first.
-    pub big_endian: bool,
-    /// Voxels along i, j, k (i is fastest in the file).
-    pub size: [usize; 3],
-    /// Element type.
-    pub kind: Kind,
-    /// Byte at which voxels begin.
-    pub offset: u64,
-    /// Stored values are multiplied by the first and added to the second number; `None`: taken as they are.
-    pub scale: Option<(f64, f64)>,
-    /// Maps `(i, j, k, 1)` to millimetres, right, anterior, superior.
-    pub affine: Affine,
-    /// Source of `affine`.
-    pub form: Form,
-    /// The file declares itself a label map (`intent_code` 1002).
-    pub labels: bool,
-}
-
-impl Header {
-    /// Voxel size in millimetres along i, j, k.
-    pub fn spacing(&self) -> [f64; 3] {
-        volume::spacing(&self.affine)
-    }
-
-    /// Number of voxels.
-    pub fn voxels(&self) -> usize {
-        self.size.iter().product()
-    }
-
-    /// Bytes from the start of the (decompressed) file to the end of the voxels.
-    pub(super) fn claimed_bytes(&self) -> u64 {
-        self.offset.saturating_add(self.voxels() as u64 * self.kind.bytes() as u64)
-    }
+    })
 }
 
 /// Version told by the first four bytes.
@@ -169,8 +61,8 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Header, String> {
         1 => raw_v1(bytes.get(..V1_BYTES).ok_or("is shorter than a NIfTI-1 header (348 bytes)")?)?,
         _ => raw_v2(bytes.first_chunk::<V2_BYTES>().ok_or("is shorter than a NIfTI-2 header (540 bytes)")?)?,
     };
-    let size = raw.size()?;
-    let kind = Kind::from_code(raw.datatype)?;
+    let (size, volumes) = raw.size()?;
+    let kind = kind(raw.datatype)?;
     let bits = kind.bytes() * 8;
     if raw.bitpix != 0 && usize::try_from(raw.bitpix) != Ok(bits) {
         return Err(format!("header contradicts itself: datatype {} has {bits} bits per voxel, but bitpix is {}", kind.word(), raw.bitpix));
@@ -188,7 +80,9 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Header, String> {
         o if o >= smallest => o,
         o => return Err(format!("vox_offset is {o}; voxels cannot begin inside the header ({smallest} bytes)")),
     };
-    Ok(Header { version, big_endian: raw.big_endian, size, kind, offset, scale, affine, form, labels: raw.intent == INTENT_LABEL })
+    let format = if version == 1 { Format::Nifti1 } else { Format::Nifti2 };
+    let labels = raw.intent == INTENT_LABEL;
+    Ok(Header { format, big_endian: raw.big_endian, size, volumes, kind, offset, scale, affine, form, labels })
 }
 
 /// The fields that both versions have, in common types.
@@ -286,32 +180,26 @@ fn raw_v2(b: &[u8; V2_BYTES]) -> Result<Raw, String> {
 }
 
 impl Raw {
-    fn size(&self) -> Result<[usize; 3], String> {
+    /// Voxels along i, j, k, and the number of volumes along the fourth axis.
+    fn size(&self) -> Result<([usize; 3], usize), String> {
         let rank = self.dim[0];
         if !(1..=7).contains(&rank) {
             return Err(format!("dim[0] is {rank}; a number of dimensions from 1 to 7 was expected"));
         }
-        let rank = rank as usize;
-        let dims = &self.dim[1..=rank];
+        let dims = &self.dim[1..=rank as usize];
         if let Some(d) = dims.iter().find(|&&d| d < 1) {
             return Err(format!("dim is {dims:?}, and {d} is not a number of voxels"));
         }
-        if let Some(n) = dims.get(3..).and_then(|rest| rest.iter().find(|&&d| d > 1)) {
-            return Err(format!(
-                "is a series of {n} volumes (dim {dims:?}), but one three-dimensional volume was expected; extract one volume"
-            ));
-        }
-        let &[i, j, k, ..] = dims else {
+        let &[i, j, k, ref rest @ ..] = dims else {
             return Err(format!("is a two-dimensional image (dim {dims:?}), but a three-dimensional volume was expected"));
         };
-        if [i, j, k].contains(&1) {
-            return Err(format!("is a single slice ({i} x {j} x {k} voxels), but at least 2 voxels along each axis were expected"));
+        if let Some(n) = rest.get(1..).and_then(|more| more.iter().find(|&&d| d > 1)) {
+            return Err(format!("has {n} values along an axis beyond the fourth (dim {dims:?}); extract one three-dimensional volume"));
         }
-        let count = (i as u64).checked_mul(j as u64).and_then(|n| n.checked_mul(k as u64));
-        match count {
-            Some(n) if n <= MAX_VOXELS => Ok([i as usize, j as usize, k as usize]),
-            _ => Err(format!("claims {i} x {j} x {k} voxels, more than the {MAX_VOXELS} that can be read; crop or downsample it")),
-        }
+        let volumes = rest.first().map_or(Ok(1), |&n| usize::try_from(n)).ok().filter(|&n| n <= MAX_VOLUMES);
+        let volumes =
+            volumes.ok_or_else(|| format!("is a series of more than {MAX_VOLUMES} volumes (dim {dims:?}); extract one volume"))?;
+        Ok((voxels::grid([i, j, k])?, volumes))
     }
 
     /// sform, else qform, else voxel sizes; a form whose code is set but whose numbers cannot work gives way to the next.

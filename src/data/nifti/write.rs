@@ -7,8 +7,9 @@ use std::path::Path;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
-use super::header::{Kind, V1_BYTES};
+use super::header::V1_BYTES;
 use crate::data::volume::{self, Affine, Volume};
+use crate::data::voxels::Kind;
 use crate::error::{Error, Result};
 use crate::files;
 

@@ -1,7 +1,10 @@
 //! Labelled data: which scan belongs to which truth, and to which part of the set.
 //!
-//! [`read`] tells the layout by what lies there (see [`Layout`]); [`parts`] divides the cases.
+//! [`read`] tells the layout by what lies there (see [`Layout`]) and checks that files exist, grids agree and places lie in
+//! their scans; [`parts`] divides the cases.
 
+mod check;
+mod classes;
 mod csv;
 mod cubes;
 mod folders;
@@ -10,13 +13,16 @@ mod nnunet;
 mod split;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 pub use cubes::read_cube;
-pub use split::parts;
+pub use split::{Division, parts};
 
 use super::{Kind, Output};
+use crate::data::image;
+use crate::data::volume::Volume;
 use crate::error::{Error, Result};
 
 /// Where an image or a mask is.
@@ -24,6 +30,13 @@ use crate::error::{Error, Result};
 pub enum Image {
     /// A scan file.
     Scan(PathBuf),
+    /// One of the volumes of a scan file.
+    Volume {
+        /// The file.
+        path: PathBuf,
+        /// Which one, from 0.
+        index: usize,
+    },
     /// A row of an array of cubes.
     Cube {
         /// The `.npy` file `[n, x, y, z]`.
@@ -37,7 +50,19 @@ impl Image {
     /// The file.
     pub fn path(&self) -> &Path {
         match self {
-            Self::Scan(path) | Self::Cube { path, .. } => path,
+            Self::Scan(path) | Self::Volume { path, .. } | Self::Cube { path, .. } => path,
+        }
+    }
+
+    /// The volume in a scan file; `None` for a cube, which lies nowhere: see [`read_cube`].
+    ///
+    /// # Errors
+    /// As [`image::read`].
+    pub fn volume(&self) -> Option<Result<Volume>> {
+        match self {
+            Self::Scan(path) => Some(image::read(path)),
+            Self::Volume { path, index } => Some(image::read_volume(path, *index)),
+            Self::Cube { .. } => None,
         }
     }
 }
@@ -47,14 +72,14 @@ impl Image {
 pub struct Case {
     /// Unique name.
     pub id: String,
-    /// One image a channel.
-    pub images: Vec<Image>,
+    /// One image a channel; shared by the cases of one scan.
+    pub images: Arc<[Image]>,
     /// The truth.
     pub truth: Truth,
     /// The place in the scan, millimetres to the right, anterior, superior (RAS+), for tasks about places.
     pub point: Option<[f64; 3]>,
     /// Cases of one group (a patient) are never divided among parts.
-    pub group: String,
+    pub group: Arc<str>,
     /// The part that the data itself assigns.
     pub part: Option<Part>,
 }
@@ -81,6 +106,15 @@ pub enum Part {
 }
 
 impl Part {
+    /// The word used for it in files.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Train => "train",
+            Self::Validation => "validation",
+            Self::Test => "test",
+        }
+    }
+
     /// The part that a word in a file means.
     ///
     /// # Errors
@@ -98,18 +132,20 @@ impl Part {
 /// A labelled data set.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Table {
-    /// The cases.
+    /// The cases; ids are unique.
     pub cases: Vec<Case>,
-    /// Names of the classes, as in [`super::Description::classes`].
+    /// Names of the classes. Segmentation: the background first. Binary classification: two names, "no" first.
     pub classes: Vec<String>,
-    /// As [`super::Description::values`].
+    /// Segmentation: the value of each class in label maps, that of the background (0) first. Empty otherwise.
     pub values: Vec<u32>,
-    /// As [`super::Description::merged`].
+    /// Segmentation: which values of label maps count as each class, where that is not `values`. Empty otherwise.
     pub merged: Vec<Vec<u32>>,
     /// Names of the channels.
     pub channels: Vec<String>,
     /// What the outputs are.
     pub output: Output,
+    /// Cross-validation that comes with the data: the cases that each fold validates on.
+    pub folds: Vec<Vec<String>>,
     /// What a user should know.
     pub notes: Vec<String>,
 }
@@ -118,11 +154,11 @@ pub struct Table {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Layout {
-    /// A table of images and masks or labels.
+    /// A CSV table of images and masks or labels; its columns are described in `table/csv.rs` and the README.
     Csv,
     /// `imagesTr`, `labelsTr` and `dataset.json`, as nnU-Net and the Medical Segmentation Decathlon have them.
     NnUnet,
-    /// `subset0` … `subset9` of MetaImage scans with `candidates_V2.csv` or `candidates.csv`.
+    /// `subset0` … `subset9` of `MetaImage` scans with `candidates_V2.csv` or `candidates.csv`.
     Luna16,
     /// `x_train_64x64x32.npy`, `m_train_64x64x32.npy` and the like: cubes with masks.
     Cubes,
@@ -140,17 +176,20 @@ pub struct Choice {
     pub layout: Option<Layout>,
     /// Channels to use, by name, where the data have several.
     pub channels: Option<Vec<String>>,
-    /// Classes of segmentation other than the background, each with the label values that count as it.
+    /// Segmentation: classes other than the background, each with the label values that count as it. Classification: the
+    /// classes to use, in this order.
     pub classes: Option<Vec<Class>>,
 }
 
-/// A class of a segmentation.
+/// A class that a recipe names.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Class {
     /// Name.
     pub name: String,
-    /// Label values that count as it; the first is the value that predictions have.
+    /// Label values that count as it; the first is the value that predictions have. Without any, those that the data give
+    /// to this name.
+    #[serde(default)]
     pub values: Vec<u32>,
 }
 
@@ -165,30 +204,44 @@ pub struct Recipe {
 
 /// The recipes of the published target tasks (method reference, section 8).
 pub const RECIPES: [(&str, &str); 4] = [
-    ("luna16-ncc", include_str!("recipes/luna16-ncc.toml")),
-    ("lidc-ncs", include_str!("recipes/lidc-ncs.toml")),
-    ("lits-lcs", include_str!("recipes/lits-lcs.toml")),
-    ("brats-bms", include_str!("recipes/brats-bms.toml")),
+    ("luna16-ncc", include_str!("table/recipes/luna16-ncc.toml")),
+    ("lidc-ncs", include_str!("table/recipes/lidc-ncs.toml")),
+    ("lits-lcs", include_str!("table/recipes/lits-lcs.toml")),
+    ("brats-bms", include_str!("table/recipes/brats-bms.toml")),
 ];
+
+impl Recipe {
+    /// A recipe from its text: the table `[data]`, and settings.
+    ///
+    /// # Errors
+    /// A sentence about text that is not TOML, and about an unknown key or a wrong value of `[data]`.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let one_line = |e: &dyn std::fmt::Display| e.to_string().trim().replace('\n', " ");
+        let mut table: toml::Table = text.parse().map_err(|e: toml::de::Error| format!("is not TOML ({})", one_line(&e.message())))?;
+        let data = match table.remove("data") {
+            None => Choice::default(),
+            Some(data) => data.try_into().map_err(|e: toml::de::Error| format!("[data]: {}", one_line(&e.message())))?,
+        };
+        Ok(Self { data, settings: toml::to_string(&table).map_err(|e| one_line(&e))? })
+    }
+}
 
 /// The recipe called `name`.
 ///
 /// # Errors
 /// [`Error::Usage`] for another name.
 pub fn recipe(name: &str) -> Result<Recipe> {
-    let names: Vec<&str> = RECIPES.iter().map(|r| r.0).collect();
-    let text = RECIPES.iter().find(|r| r.0 == name).map(|r| r.1);
-    let text = text.ok_or_else(|| Error::Usage(format!("there is no recipe `{name}`; there are {}", names.join(", "))))?;
-    let broken = |e: &dyn std::fmt::Display| Error::Usage(format!("recipe {name}: {e}"));
-    let mut table: toml::Table = text.parse().map_err(|e: toml::de::Error| broken(&e))?;
-    let data = table.remove("data").map_or_else(|| Ok(Choice::default()), toml::Value::try_into).map_err(|e| broken(&e))?;
-    Ok(Recipe { data, settings: toml::to_string(&table).map_err(|e| broken(&e))? })
+    let text = RECIPES.iter().find(|r| r.0 == name).map(|r| r.1).ok_or_else(|| {
+        let names: Vec<&str> = RECIPES.iter().map(|r| r.0).collect();
+        Error::Usage(format!("there is no recipe `{name}`; there are {}", names.join(", ")))
+    })?;
+    Recipe::parse(text).map_err(|what| Error::Usage(format!("recipe {name} {what}")))
 }
 
 /// Reads the labelled data at `path` for a task of `kind`, as `choice` says where it says something.
 ///
 /// # Errors
-/// What is missing or contradicts itself, with the file and the row.
+/// What is missing or contradicts itself, with the file and the row or case.
 pub fn read(path: &Path, kind: Kind, choice: Option<&Choice>) -> Result<Table> {
     let choice = choice.cloned().unwrap_or_default();
     let meta = std::fs::metadata(path).map_err(|e| match e.kind() {
@@ -200,6 +253,10 @@ pub fn read(path: &Path, kind: Kind, choice: Option<&Choice>) -> Result<Table> {
         None if meta.is_file() => Layout::Csv,
         None => told(path)?,
     };
+    if meta.is_file() != (layout == Layout::Csv) {
+        let expected = if meta.is_file() { "a folder" } else { "a CSV file" };
+        return Err(Error::input(path, format!("is something else than the layout asks for, which is {expected}")));
+    }
     let fits = match layout {
         Layout::Csv => true,
         Layout::Luna16 => kind == Kind::Classify,
@@ -211,7 +268,7 @@ pub fn read(path: &Path, kind: Kind, choice: Option<&Choice>) -> Result<Table> {
             "holds data of the other kind of task; use `semgen finetune classify` for labels, `semgen finetune segment` for masks",
         ));
     }
-    let table = match layout {
+    let mut table = match layout {
         Layout::Csv => csv::read(path, kind, &choice),
         Layout::NnUnet => nnunet::read(path, &choice),
         Layout::Luna16 => luna::read(path),
@@ -222,9 +279,9 @@ pub fn read(path: &Path, kind: Kind, choice: Option<&Choice>) -> Result<Table> {
     if table.cases.is_empty() {
         return Err(Error::input(path, "holds no labelled case"));
     }
-    let mut ids = std::collections::HashSet::new();
-    if let Some(twice) = table.cases.iter().find(|c| !ids.insert(&c.id)) {
-        return Err(Error::input(path, format!("has two cases called `{}`; give them an `id` of their own", twice.id)));
+    check::check(path, &table)?;
+    if kind == Kind::Segment && layout == Layout::Csv {
+        classes::from_masks(path, &mut table, &choice)?;
     }
     Ok(table)
 }
@@ -237,41 +294,55 @@ fn told(dir: &Path) -> Result<Layout> {
     let any = |test: &dyn Fn(&str) -> bool| names.iter().any(|n| test(n));
     if has("dataset.json") || has("imagesTr") {
         Ok(Layout::NnUnet)
-    } else if has("candidates_V2.csv") || has("candidates.csv") {
+    } else if luna::candidates(dir).is_some() {
         Ok(Layout::Luna16)
     } else if has("HGG") || has("LGG") {
         Ok(Layout::Brats)
-    } else if any(&|n| n.starts_with("volume-")) {
-        Ok(Layout::Lits)
     } else if any(&|n| n.starts_with("x_train") && n.ends_with(".npy")) {
         Ok(Layout::Cubes)
+    } else if !folders::volumes(dir)?.is_empty() {
+        Ok(Layout::Lits)
     } else {
         Err(Error::input(
             dir,
-            "has no layout of labelled data that is known; give a CSV table, or a folder with dataset.json, candidates_V2.csv, HGG/LGG, volume-N.nii or x_train_….npy",
+            "has no layout of labelled data that is known; give a CSV table, or a folder with dataset.json, candidates_V2.csv, HGG or LGG, volume-N.nii or x_train_….npy",
         ))
     }
-}
-
-/// Classes of a segmentation from those that a choice names, or from names and values in the data; with the background.
-fn classes(choice: &Choice, found: &[(String, u32)]) -> (Vec<String>, Vec<u32>, Vec<Vec<u32>>) {
-    let Some(chosen) = &choice.classes else {
-        let mut found = found.to_vec();
-        found.retain(|f| f.1 != 0);
-        let names = std::iter::once("background".to_owned()).chain(found.iter().map(|f| f.0.clone())).collect();
-        return (names, std::iter::once(0).chain(found.iter().map(|f| f.1)).collect(), Vec::new());
-    };
-    let named: Vec<u32> = chosen.iter().flat_map(|c| c.values.clone()).collect();
-    let rest =
-        std::iter::once(0).chain(found.iter().map(|f| f.1)).filter(|v| !named.contains(v)).collect::<std::collections::BTreeSet<_>>();
-    (
-        std::iter::once("background".to_owned()).chain(chosen.iter().map(|c| c.name.clone())).collect(),
-        std::iter::once(0).chain(chosen.iter().map(|c| c.values.first().copied().unwrap_or(1))).collect(),
-        std::iter::once(rest.into_iter().collect()).chain(chosen.iter().map(|c| c.values.clone())).collect(),
-    )
 }
 
 /// How the outputs of a segmentation of so many classes are read: with one besides the background, as one logit.
 fn output(classes: usize) -> Output {
     if classes == 2 { Output::Binary } else { Output::Multiclass }
+}
+
+/// The known name nearest to `name`, as the end of a sentence; empty if none is near.
+fn near_miss<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> String {
+    let near = known.into_iter().map(|k| (strsim::jaro_winkler(&k.to_lowercase(), &name.to_lowercase()), k));
+    match near.max_by(|a, b| a.0.total_cmp(&b.0)) {
+        Some((similar, k)) if similar >= 0.84 => format!("; did you mean `{k}`?"),
+        _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn checked_in_recipes_are_read_whole() {
+        for (name, _) in RECIPES {
+            let r = recipe(name).unwrap();
+            assert!(r.data.layout.is_some(), "{name}");
+            let mut settings: toml::Table = r.settings.parse().unwrap();
+            assert!(settings.remove("finetune").is_some(), "{name}");
+            let config = Config::default().overlay_toml(&settings.to_string()).unwrap();
+            config.validate().unwrap();
+            assert_eq!(config.cube.size, [64, 64, 32]);
+        }
+        assert!(recipe("luna").unwrap_err().to_string().contains("luna16-ncc"));
+        assert!(Recipe::parse("[data]\nlayuot = \"lits\"\n").unwrap_err().contains("layuot"));
+        assert!(Recipe::parse("[data]\nlayout = \"lits2\"\n").unwrap_err().contains("lits2"));
+        assert!(Recipe::parse("[data\n").unwrap_err().contains("TOML"));
+    }
 }

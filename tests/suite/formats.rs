@@ -1,0 +1,3 @@
+//! Foreign files through the program: MetaImage scans, labelled data in the layouts of their archives, published cubes.
+
+mod metaimage;
