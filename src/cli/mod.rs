@@ -10,6 +10,8 @@ mod demo;
 mod devices;
 mod discover;
 mod doctor;
+mod export;
+mod import;
 mod info;
 mod phantom;
 mod plan;
@@ -58,6 +60,10 @@ enum Verb {
     Plan(plan::Args),
     /// Say what is in a checkpoint, a scan, a prepared store, a manifest or a run
     Info(info::Args),
+    /// Read weights from PyTorch files
+    Import(import::Args),
+    /// Write a model for PyTorch or as ONNX
+    Export(export::Args),
     /// Check this machine: every kernel against its reference, a network against PyTorch's numbers
     Doctor(doctor::Args),
     /// Measure this machine and the kernels on it: peaks, operations, steps, a kernel of your own, comparisons
@@ -101,6 +107,8 @@ fn dispatch(Cli { common, verb }: Cli) -> Result<()> {
         Verb::Pretrain(a) => pretrain::run(&common, &a),
         Verb::Plan(a) => plan::run(&common, &a),
         Verb::Info(a) => info::run(&common, &a),
+        Verb::Import(a) => import::run(&common, &a),
+        Verb::Export(a) => export::run(&common, &a),
         Verb::Doctor(a) => doctor::run(&common, &a),
         Verb::Bench(a) => bench::run(&common, &a),
         Verb::Tune(a) => tune::run(&common, &a),
