@@ -5,7 +5,7 @@
 //! removed where a name is not known otherwise.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::network::known;
 use super::pickle::{Id, Node};
@@ -36,6 +36,24 @@ pub struct Weights {
     pub source: String,
     /// SHA-256 of the file, in hexadecimal.
     pub sha256: String,
+}
+
+/// The file that is meant by a path: itself, or the best weights of a run directory.
+///
+/// # Errors
+/// [`Error::Input`] when there is nothing, or a folder without such weights.
+pub fn locate(path: &Path) -> Result<PathBuf> {
+    if !path.exists() {
+        return Err(Error::input(path, "no such file or folder"));
+    }
+    if !path.is_dir() {
+        return Ok(path.to_path_buf());
+    }
+    let best = path.join("checkpoints/best.safetensors");
+    match best.is_file() {
+        true => Ok(best),
+        false => Err(Error::input(path, "holds no checkpoints/best.safetensors; name a run that has trained, or a file of weights")),
+    }
 }
 
 /// Reads a file, which is told by its content, not its name.
@@ -166,6 +184,12 @@ fn clean(name: &str) -> Result<String, String> {
 }
 
 impl Weights {
+    /// Where the file itself says that its weights come from.
+    pub fn origin(&self) -> Option<serde_json::Value> {
+        let metadata: serde_json::Value = serde_json::from_str(self.metadata.as_deref()?).ok()?;
+        metadata.get("origin").cloned()
+    }
+
     fn new(source: &str, metadata: Option<String>) -> Self {
         Self {
             tensors: BTreeMap::new(),

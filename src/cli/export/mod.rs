@@ -20,8 +20,8 @@ use crate::interop::{pt, weights};
 /// Options of `export`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// A checkpoint of pretraining or fine-tuning, or any file that `semgen import` reads
-    #[arg(value_name = "MODEL")]
+    /// A checkpoint of pretraining or fine-tuning, a run (its best weights), or any file that `semgen import` reads
+    #[arg(value_name = "MODEL|RUN")]
     model: PathBuf,
     /// File to write; its ending says what: .safetensors or .pt (for PyTorch), .onnx
     #[arg(long, value_name = "FILE")]
@@ -60,8 +60,9 @@ impl Format {
 
 pub(super) fn run(common: &Common, a: &Args) -> Result<()> {
     let format = Format::of(&a.out)?;
-    let of_model = |what: String| Error::input(&a.model, what);
-    let weights = weights::read(&a.model)?;
+    let path = weights::locate(&a.model)?;
+    let of_model = |what: String| Error::input(&path, what);
+    let weights = weights::read(&path)?;
     let mut known = Known::of(&weights).map_err(of_model)?;
     if let Some(part) = a.part {
         known.only(part).map_err(of_model)?;
@@ -95,7 +96,7 @@ pub(super) fn run(common: &Common, a: &Args) -> Result<()> {
         text::say_json(&out);
         return Ok(());
     }
-    text::say(format_args!("{}: {}", a.model.display(), known.network));
+    text::say(format_args!("{}: {}", path.display(), known.network));
     text::say(format_args!("{} tensors in {} ({})", out["tensors"], a.out.display(), format.word()));
     for side in ["inputs", "outputs"] {
         for v in out[side].as_array().into_iter().flatten() {
