@@ -170,7 +170,7 @@ pub(super) fn train(ctx: &Context, json: bool, kind: Kind, args: &TaskArgs, pres
         }
     };
     let origin = match &weights {
-        Some((path, w)) => json!({ "weights": path.to_string_lossy(), "sha256": sha256(path)?, "from": w.origin() }),
+        Some((path, w)) => json!({ "weights": path.to_string_lossy(), "sha256": w.sha256, "from": w.origin() }),
         None => json!({ "weights": "scratch" }),
     };
     let mut watch = Watch::new(&out, json);
@@ -280,16 +280,9 @@ fn to_json(inputs: &Inputs) -> Result<Value> {
 
 /// The weights in a file, or the best of a run.
 fn read_weights(path: &Path) -> Result<(PathBuf, Weights)> {
-    let file = if path.is_dir() { path.join("checkpoints/best.safetensors") } else { path.to_path_buf() };
-    if path.is_dir() && !file.is_file() {
-        return Err(Error::input(path, "holds no checkpoints/best.safetensors; name a run that has trained, or a file of weights"));
-    }
+    let file = weights::locate(path)?;
     let weights = weights::read(&file)?;
     Ok((file, weights))
-}
-
-fn sha256(path: &Path) -> Result<String> {
-    Ok(files::sha256_hex(&std::fs::read(path).map_err(Error::io("read", path))?))
 }
 
 /// The tensors to start from, with a report in words and as `weights.json`.

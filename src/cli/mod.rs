@@ -10,7 +10,9 @@ mod demo;
 mod devices;
 mod discover;
 mod doctor;
+mod export;
 mod finetune;
+mod import;
 mod info;
 mod phantom;
 mod plan;
@@ -61,6 +63,10 @@ enum Verb {
     Plan(plan::Args),
     /// Say what is in a checkpoint, a scan, a prepared store, a manifest or a run
     Info(info::Args),
+    /// Read weights from PyTorch files
+    Import(import::Args),
+    /// Write a model for PyTorch or as ONNX
+    Export(export::Args),
     /// Check this machine: every kernel against its reference, a network against PyTorch's numbers
     Doctor(doctor::Args),
     /// Measure this machine and the kernels on it: peaks, operations, steps, a kernel of your own, comparisons
@@ -105,6 +111,8 @@ fn dispatch(Cli { common, verb }: Cli) -> Result<()> {
         Verb::Finetune(a) => finetune::run(&common, &a),
         Verb::Plan(a) => plan::run(&common, &a),
         Verb::Info(a) => info::run(&common, &a),
+        Verb::Import(a) => import::run(&common, &a),
+        Verb::Export(a) => export::run(&common, &a),
         Verb::Doctor(a) => doctor::run(&common, &a),
         Verb::Bench(a) => bench::run(&common, &a),
         Verb::Tune(a) => tune::run(&common, &a),

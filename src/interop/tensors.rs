@@ -118,7 +118,9 @@ fn convert(dtype: Dtype, bytes: &[u8]) -> Option<Data> {
         Dtype::BF16 => Data::F32(words(bytes).map(|b| half::bf16::from_le_bytes(b).to_f32()).collect()),
         Dtype::I64 => Data::I64(words(bytes).map(i64::from_le_bytes).collect()),
         Dtype::I32 => Data::I64(words(bytes).map(|b| i32::from_le_bytes(b).into()).collect()),
-        Dtype::U8 => Data::I64(bytes.iter().map(|&b| b.into()).collect()),
+        Dtype::I16 => Data::I64(words(bytes).map(|b| i16::from_le_bytes(b).into()).collect()),
+        Dtype::I8 => Data::I64(bytes.iter().map(|&b| b.cast_signed().into()).collect()),
+        Dtype::U8 | Dtype::BOOL => Data::I64(bytes.iter().map(|&b| b.into()).collect()),
         _ => return None,
     })
 }

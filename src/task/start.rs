@@ -7,6 +7,7 @@ use serde::Serialize;
 use crate::config::{Activation, Config, Model, Variant};
 use crate::error::{Error, Result};
 use crate::graph::Graph;
+use crate::interop::network::Network;
 use crate::interop::tensors::{Data, Tensor};
 use crate::model::Spec;
 use crate::train::checkpoint::Named;
@@ -37,17 +38,10 @@ pub fn network(tensors: &Named, metadata: Option<&str>, like: &Model) -> Result<
     }
     let config = recorded.as_ref().and_then(|r| Config::default().overlay_toml(r["config"].as_str()?).ok());
     let mut model = config.map_or_else(|| like.clone(), |c| c.model);
-    let width = |name: &str| tensors.get(name).and_then(|t| t.shape.first().copied());
-    let pytorch = width("down_tr64.ops.0.conv1.weight");
-    let Some(base) = pytorch.or_else(|| width("depth_0.conv.weight")) else {
-        return Err("has neither `down_tr64.ops.0.conv1.weight` nor `depth_0.conv.weight`; it is no network of this family".into());
-    };
-    model.base_channels = base;
-    model.variant = if pytorch.is_some() { Variant::PyTorch } else { Variant::Keras };
-    if pytorch.is_some() {
-        model.depth = (0..).take_while(|l| tensors.contains_key(&format!("down_tr{}.ops.0.conv1.weight", 64u64 << l))).count();
-    }
-    if tensors.keys().any(|k| k.ends_with(".activation.weight")) {
+    let found = Network::of(tensors)?;
+    (model.base_channels, model.depth, model.variant) = (found.base, found.depth, found.variant);
+    // ReLU and ELU have no tensors: only the file's own word tells them apart.
+    if found.activation == Activation::PRelu {
         model.activation = Activation::PRelu;
     }
     Ok(model)
