@@ -50,7 +50,7 @@ enum Task {
 /// Options of both tasks.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct TaskArgs {
-    /// Labelled data: a CSV file, or a folder as nnU-Net, the Medical Segmentation Decathlon, LUNA16, LiTS or BraTS lay it out;
+    /// Labelled data: a CSV file, or a folder as nnU-Net, the Medical Segmentation Decathlon, LUNA16, `LiTS` or `BraTS` lay it out;
     /// with --resume, that of the run if none is given
     #[arg(value_name = "DATA")]
     pub(super) data: Option<PathBuf>,

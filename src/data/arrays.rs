@@ -1,4 +1,4 @@
-//! Cubes in `.npy` files of NumPy, mapped into memory: one array of `[n, x, y, z]`, whose rows are converted when they are asked for.
+//! Cubes in `.npy` files of `NumPy`, mapped into memory: one array of `[n, x, y, z]`, whose rows are converted when they are asked for.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -90,7 +90,7 @@ impl Cubes {
     /// As [`Cubes::cube`], and for a value outside.
     pub fn unit_cube(&self, row: usize) -> Result<Vec<f32>> {
         let mut values = self.cube(row)?;
-        if let Some(v) = values.iter().find(|&&v| v < -SLACK || v > 1.0 + SLACK) {
+        if let Some(v) = values.iter().find(|&&v| !(-SLACK..=1.0 + SLACK).contains(&v)) {
             let what = format!("cube {row} holds {v}, but values from 0 to 1 were expected; scale the intensities first");
             return Err(Error::input(&*self.path, what));
         }

@@ -109,7 +109,7 @@ pub enum Node {
     Tensor(View),
     /// A function or type by itself.
     Global(Global),
-    /// A NumPy type: its word, and whether it is known to be little-endian.
+    /// A `NumPy` type: its word, and whether it is known to be little-endian.
     Dtype(Dtype, bool),
 }
 
@@ -127,7 +127,7 @@ pub enum Global {
     Encode,
 }
 
-/// Types of NumPy numbers that occur beside the weights.
+/// Types of `NumPy` numbers that occur beside the weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names are NumPy's")]
 pub enum Dtype {

@@ -65,7 +65,7 @@ pub fn counts(classes: usize, predicted: &[u32], truth: &[u32]) -> Vec<Counts> {
 /// Thresholds of [`Thresholds::mean_iou`].
 const STEPS: usize = 10;
 
-/// The published training metric: for t = 0.50, 0.55 … 0.95 a voxel is predicted where p > t; IoU of foreground and background, each
+/// The published training metric: for t = 0.50, 0.55 … 0.95 a voxel is predicted where p > t; `IoU` of foreground and background, each
 /// pooled over everything seen, their mean, and the mean over the ten t (method reference, section 8).
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Thresholds {
@@ -90,7 +90,7 @@ impl Thresholds {
         }
     }
 
-    /// IoU of the foreground at p > 0.5 over everything seen; `None` where neither has any.
+    /// `IoU` of the foreground at p > 0.5 over everything seen; `None` where neither has any.
     pub fn pooled_iou(&self) -> Option<f64> {
         self.foreground[0].iou()
     }

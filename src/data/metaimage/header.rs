@@ -243,7 +243,7 @@ mod tests {
         parse(format!("{line}\n{PLAIN}").as_bytes())
     }
 
-    /// Origins, directions and spacings of SimpleITK 2.5.7 for the same headers, as affines that map to right, anterior, superior.
+    /// Origins, directions and spacings of `SimpleITK` 2.5.7 for the same headers, as affines that map to right, anterior, superior.
     #[test]
     fn geometry_is_that_of_itk() {
         let matrix = "0 1 0 0 0 1 1 0 0";

@@ -1,4 +1,4 @@
-//! The archives of LiTS and BraTS.
+//! The archives of `LiTS` and `BraTS`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -80,7 +80,7 @@ pub(super) fn lits(dir: &Path, choice: &Choice) -> Result<Table> {
     Ok(Table { cases, classes: names, values, merged, channels, output, folds: Vec::new(), notes: Vec::new() })
 }
 
-/// Modalities of BraTS, as its file names have them.
+/// Modalities of `BraTS`, as its file names have them.
 const MODALITIES: [&str; 4] = ["flair", "t1", "t1ce", "t2"];
 
 /// BraTS-2018: `{HGG,LGG}/<id>/<id>_{flair,t1,t1ce,t2,seg}.nii.gz`. The modality is that of the file name.

@@ -9,7 +9,7 @@ fn table(n: usize) -> Table {
     let case = |i: usize| Case {
         id: format!("c{i}"),
         images: [Image::Scan(format!("c{i}.nii").into())].into(),
-        truth: Truth::Labels(vec![f32::from(u8::from(i / 2 % 5 == 0))]),
+        truth: Truth::Labels(vec![f32::from(u8::from((i / 2).is_multiple_of(5)))]),
         point: None,
         group: format!("p{}", i / 2).as_str().into(),
         part: None,
