@@ -50,15 +50,15 @@ enum Task {
 /// Options of both tasks.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct TaskArgs {
-    /// Labelled data: a CSV file, or a folder as nnU-Net, the Medical Segmentation Decathlon, LUNA16, `LiTS` or `BraTS` lay it out;
+    /// Labelled data: a CSV table, or a folder in one of the layouts that the README lists (nnU-Net, LUNA16 and others);
     /// with --resume, that of the run if none is given
     #[arg(value_name = "DATA")]
     pub(super) data: Option<PathBuf>,
     /// Weights to start from: a checkpoint or run of this program, a .safetensors or a .pt file; without, from scratch
     #[arg(long, value_name = "FILE|RUN")]
     pub(super) weights: Option<PathBuf>,
-    /// Settings and layout of a published target task: luna16-ncc, lidc-ncs, lits-lcs, brats-bms
-    #[arg(long, value_name = "NAME")]
+    /// Settings, layout and classes of a task: those published, luna16-ncc, lidc-ncs, lits-lcs, brats-bms, or a TOML file of your own
+    #[arg(long, value_name = "NAME|FILE.toml")]
     pub(super) recipe: Option<String>,
     /// Which cases are learnt from, validated on and reported on: a CSV file with the columns id and split
     #[arg(long, value_name = "FILE.csv")]
@@ -240,7 +240,7 @@ fn inputs(kind: Kind, args: &TaskArgs, run: &Run) -> Result<Inputs> {
             ("task", recorded.task != kind),
             ("data", args.data.as_ref().is_some_and(|d| place(d) != recorded.labelled)),
             ("--weights", args.weights.as_ref().is_some_and(|w| Some(place(w)) != recorded.weights)),
-            ("--recipe", args.recipe.is_some() && args.recipe != recorded.recipe),
+            ("--recipe", args.recipe.is_some() && args.recipe.as_deref().map(recipe_place) != recorded.recipe),
             ("--split", args.split.as_ref().is_some_and(|s| Some(place(s)) != recorded.split)),
         ];
         return match differs.iter().find(|d| d.1) {
@@ -256,9 +256,14 @@ fn inputs(kind: Kind, args: &TaskArgs, run: &Run) -> Result<Inputs> {
         task: kind,
         labelled: place(data),
         weights: args.weights.as_ref().map(place),
-        recipe: args.recipe.clone(),
+        recipe: args.recipe.as_deref().map(recipe_place),
         split: args.split.as_ref().map(place),
     })
+}
+
+/// The name of a recipe, or where its file is from anywhere.
+fn recipe_place(name: &str) -> String {
+    if name.ends_with(".toml") { absolute(Path::new(name)).to_string_lossy().into_owned() } else { name.to_owned() }
 }
 
 /// How cases are divided where the data do not say.

@@ -226,14 +226,19 @@ impl Recipe {
     }
 }
 
-/// The recipe called `name`.
+/// The recipe called `name`, or that in the file `name` if it ends in `.toml`.
 ///
 /// # Errors
-/// [`Error::Usage`] for another name.
+/// [`Error::Usage`] for another name, [`Error::Input`] for a file that is no recipe.
 pub fn recipe(name: &str) -> Result<Recipe> {
+    if name.ends_with(".toml") {
+        let path = Path::new(name);
+        let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+        return Recipe::parse(&text).map_err(|what| Error::input(path, what));
+    }
     let text = RECIPES.iter().find(|r| r.0 == name).map(|r| r.1).ok_or_else(|| {
         let names: Vec<&str> = RECIPES.iter().map(|r| r.0).collect();
-        Error::Usage(format!("there is no recipe `{name}`; there are {}", names.join(", ")))
+        Error::Usage(format!("there is no recipe `{name}`; there are {}, and files that end in .toml", names.join(", ")))
     })?;
     Recipe::parse(text).map_err(|what| Error::Usage(format!("recipe {name} {what}")))
 }
