@@ -14,6 +14,7 @@ mod harness;
 mod interpreter;
 mod kernels;
 mod layers;
+mod metrics;
 mod mixed;
 mod operations;
 mod parity;
