@@ -4,6 +4,7 @@ pub mod description;
 pub mod finetune;
 pub mod judge;
 pub mod measure;
+pub mod predict;
 pub mod set;
 pub mod start;
 pub mod table;
