@@ -380,7 +380,34 @@ fn plan(ctx: &Context, task: &Description) -> Result<(usize, Plan)> {
 /// [`Error::Input`] for anything but a fine-tuned model.
 pub fn load(path: &Path) -> Result<(Description, Named)> {
     let file = crate::interop::weights::locate(path)?;
-    Description::load(&file)
+    let (task, weights) = Description::load(&file)?;
+    check(&task).map_err(|what| Error::input(&file, what))?;
+    Ok((task, weights))
+}
+
+/// What is impossible about a description, which a file from elsewhere may claim.
+fn check(task: &Description) -> Result<(), String> {
+    let classes = task.classes.len();
+    if task.window.iter().any(|&n| !(1..=4096).contains(&n)) {
+        return Err(format!("describes windows of {:?} voxels; 1 to 4096 along each axis were expected", task.window));
+    }
+    if task.channels.is_empty() || !(2..=usize::from(u16::MAX)).contains(&classes) && task.output != Output::Multilabel || classes == 0 {
+        return Err(format!("describes {} channels and {classes} classes, which no task has", task.channels.len()));
+    }
+    if task.kind == Kind::Segment && (task.values.len() != classes || task.output == Output::Multilabel || task.view != View::Windows) {
+        return Err(format!("describes a segmentation into {classes} classes with {} label values", task.values.len()));
+    }
+    if task.output == Output::Binary && classes != 2 {
+        return Err(format!("describes a task of two answers with {classes} classes"));
+    }
+    if task.recipe.spacing.iter().any(|s| !(s.is_finite() && *s > 0.0)) {
+        return Err(format!("describes voxels of {:?} mm", task.recipe.spacing));
+    }
+    let m = &task.model;
+    if !(1..=1024).contains(&m.base_channels) || !(1..=8).contains(&m.depth) {
+        return Err(format!("describes a network of {} levels with {} channels", m.depth, m.base_channels));
+    }
+    Ok(())
 }
 
 /// Whether cases of the model are places in scans.
