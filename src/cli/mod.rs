@@ -10,6 +10,7 @@ mod demo;
 mod devices;
 mod discover;
 mod doctor;
+mod embed;
 mod export;
 mod finetune;
 mod import;
@@ -20,6 +21,7 @@ mod predict;
 mod prepare;
 mod pretrain;
 mod previews;
+mod restore;
 mod run;
 mod scans;
 mod stages;
@@ -63,6 +65,10 @@ enum Verb {
     Finetune(finetune::Args),
     /// Let a fine-tuned model answer for new scans: label maps, or a table of probabilities
     Predict(predict::Args),
+    /// Write what an encoder says about scans or cubes: one row of numbers each
+    Embed(embed::Args),
+    /// Damage scans or cubes as pretraining does, and write what the network restores
+    Restore(restore::Args),
     /// Say what a run would need; nothing is allocated or run
     Plan(plan::Args),
     /// Say what is in a checkpoint, a scan, a prepared store, a manifest or a run
@@ -114,6 +120,8 @@ fn dispatch(Cli { common, verb }: Cli) -> Result<()> {
         Verb::Pretrain(a) => pretrain::run(&common, &a),
         Verb::Finetune(a) => finetune::run(&common, &a),
         Verb::Predict(a) => predict::run(&common, &a),
+        Verb::Embed(a) => embed::run(&common, &a),
+        Verb::Restore(a) => restore::run(&common, &a),
         Verb::Plan(a) => plan::run(&common, &a),
         Verb::Info(a) => info::run(&common, &a),
         Verb::Import(a) => import::run(&common, &a),

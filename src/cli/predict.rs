@@ -4,6 +4,8 @@ mod classify;
 mod probabilities;
 mod segment;
 
+pub(super) use classify::{is_array, stem};
+
 use std::path::PathBuf;
 use std::time::Instant;
 

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use super::text;
+use crate::data::recipe::Recipe;
 use crate::data::{image, scans};
 use crate::error::{Error, Result};
 use crate::task::predict::Opened;
 use crate::task::table::Image;
-use crate::data::recipe::Recipe;
 
 /// A scan with all its channels.
 #[derive(Clone, Debug, PartialEq)]
@@ -191,10 +191,7 @@ mod tests {
         let found = find().unwrap();
         let files: Vec<(&str, Vec<String>)> =
             found.iter().map(|c| (c.name.as_str(), c.images.iter().map(|i| image::stem(i.path())).collect())).collect();
-        assert_eq!(
-            files,
-            [("a", vec!["a_0000".into(), "a_0001".into()]), ("b", vec!["b_flair".to_owned(), "b_t1".into()])]
-        );
+        assert_eq!(files, [("a", vec!["a_0000".into(), "a_0001".into()]), ("b", vec!["b_flair".to_owned(), "b_t1".into()])]);
         write("c_0001.nii");
         assert!(find().unwrap_err().to_string().contains("channel 0 (flair) is not there"));
         write("c_flair.nii");

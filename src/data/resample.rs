@@ -29,9 +29,8 @@ pub fn sample_window(data: &[f32], from: [usize; 3], start: [usize; 3], to: [usi
     let straight = (0..3).all(|r| (0..3).all(|c| r == c || map[r][c] == 0.0));
     let [_, ny, nz] = to;
     let at = |a: usize, p: usize| (start[a] + p) as f64;
-    let axis = |a: usize| -> Vec<Option<Between>> {
-        (0..to[a]).map(|p| Between::new(map[a][a] * at(a, p) + map[a][3], from[a], rule)).collect()
-    };
+    let axis =
+        |a: usize| -> Vec<Option<Between>> { (0..to[a]).map(|p| Between::new(map[a][a] * at(a, p) + map[a][3], from[a], rule)).collect() };
     let tables = straight.then(|| [axis(0), axis(1), axis(2)]);
     out.par_chunks_mut((ny * nz).max(1)).enumerate().for_each(|(x, plane)| {
         for (y, row) in plane.chunks_mut(nz).enumerate() {

@@ -84,6 +84,11 @@ impl Opened {
         &self.sources[0].turned
     }
 
+    /// Intensities of the first channel that became 0 and 1.
+    pub fn range(&self) -> [f32; 2] {
+        self.sources[0].range
+    }
+
     /// The scan's own grid.
     ///
     /// # Errors
@@ -193,14 +198,7 @@ impl<'a> Predictor<'a> {
                 Some(session)
             }
         };
-        let slide = Slide {
-            window: task.window,
-            channels: task.channels.len(),
-            outputs,
-            overlap,
-            flips: reversals(flips.axes()),
-            batch,
-        };
+        let slide = Slide { window: task.window, channels: task.channels.len(), outputs, overlap, flips: reversals(flips.axes()), batch };
         Ok(Self { ctx, task: task.clone(), session, decider, slide, _stores: stores })
     }
 
@@ -239,7 +237,8 @@ impl<'a> Predictor<'a> {
 
     /// The class of every voxel with these probabilities.
     fn decide(&self, probabilities: &[f32]) -> Result<Vec<u16>> {
-        let session = self.decider.as_ref().ok_or_else(|| Error::Usage("the model classifies scans; it has nothing to say of voxels".into()))?;
+        let session =
+            self.decider.as_ref().ok_or_else(|| Error::Usage("the model classifies scans; it has nothing to say of voxels".into()))?;
         let outputs = self.slide.outputs;
         let rows = DECIDED / outputs;
         let mut out = Vec::with_capacity(probabilities.len() / outputs);

@@ -46,7 +46,8 @@ pub(super) fn run(predictor: &Predictor<'_>, a: &Args, json: bool, failures: &mu
         let opened = case.open(&task.recipe, json).and_then(|o| Ok((o, image::geometry(case.path())?)));
         let Some((opened, geometry)) = failures.take(&case.name, opened, json)? else { continue };
         let title = if cases.len() > 1 { format!("{} ({} of {})", case.name, n + 1, cases.len()) } else { case.name.clone() };
-        let (line, value) = one(predictor, a, case, &opened, &geometry, Progress::new(title, predictor.windows(opened.size()) as u64, json))?;
+        let (line, value) =
+            one(predictor, a, case, &opened, &geometry, Progress::new(title, predictor.windows(opened.size()) as u64, json))?;
         answers.lines.push(line);
         if let Value::Array(list) = &mut answers.json {
             list.push(value);

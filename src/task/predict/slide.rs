@@ -91,6 +91,19 @@ impl Slide {
         std::array::from_fn(|a| starts(size[a], self.window[a], self.overlap))
     }
 
+    /// First voxels of all windows of a scan of `size` voxels.
+    pub fn places(&self, size: [usize; 3]) -> Vec<[i64; 3]> {
+        let [x, y, z] = self.starts(size);
+        x.iter()
+            .flat_map(|&x| {
+                y.iter().flat_map({
+                    let z = &z;
+                    move |&y| z.iter().map(move |&z| [x, y, z])
+                })
+            })
+            .collect()
+    }
+
     /// How many windows are scored for a scan of `size` voxels.
     pub fn count(&self, size: [usize; 3]) -> usize {
         self.starts(size).iter().map(Vec::len).product::<usize>() * self.flips.len()
