@@ -320,3 +320,85 @@ fn what_cannot_be_predicted_is_said() {
     assert!(place.program().refused(&["predict", &model, &two[0], &two[1], "--out", &other]).contains("same name"));
     assert!(!place.at("other").exists());
 }
+
+/// An array of three constant cubes of 8³ voxels.
+fn constants(path: &Path, values: [f32; 3]) -> String {
+    let header = "{'descr': '<f4', 'fortran_order': False, 'shape': (3, 8, 8, 8), }";
+    let mut npy = b"\x93NUMPY\x01\x00".to_vec();
+    npy.extend((header.len() as u16 + 1).to_le_bytes());
+    npy.extend(format!("{header}\n").bytes());
+    npy.extend(values.iter().flat_map(|v| std::iter::repeat_n(v.to_le_bytes(), 512)).flatten());
+    std::fs::write(path, npy).unwrap();
+    text(path)
+}
+
+fn features(path: &Path) -> (Vec<u64>, Vec<f32>) {
+    let file = npyz::NpyFile::new(std::fs::File::open(path).unwrap()).unwrap();
+    (file.shape().to_vec(), file.into_vec().unwrap())
+}
+
+#[test]
+fn features_are_those_of_scans_windows_and_cubes() {
+    let Some(place) = Place::new() else { return };
+    let model = text(&write_model(&place.at("model.safetensors"), &Made::new(Kind::Pretrained)));
+    let cubes = constants(&place.at("cubes.npy"), [0.25, 0.5, 0.75]);
+    let input = place.write("a.nii", &scan([16, 16, 8], LPS));
+    let run = |out: &str, more: &[&str]| {
+        let out = text(&place.at(out));
+        place.program().json(&[&["embed", &model, &cubes, &input, "--out", &out, "--set", "prepare.spacing=[2,2,3]"], more].concat())
+    };
+    let said = run("mean", &[]);
+    assert_eq!((said["rows"].as_u64(), said["width"].as_u64()), (Some(4), Some(8)));
+    let (shape, mean) = features(&place.at("mean/features.npy"));
+    assert_eq!(shape, [4, 8]);
+    // The first number of a constant cube is its value, the others are 0.
+    for (row, v) in mean[8..].chunks(8).zip([0.25, 0.5, 0.75]) {
+        assert!((row[0] - v).abs() < 1e-3 && row[1..].iter().all(|&f| f == 0.0), "{row:?}");
+    }
+    let table = std::fs::read_to_string(place.at("mean/features.csv")).unwrap();
+    assert_eq!(table.lines().collect::<Vec<_>>(), ["row,id,x,y,z", "0,a,,,", "1,cubes:0,,,", "2,cubes:1,,,", "3,cubes:2,,,"]);
+    run("windows", &["--windows"]);
+    let (shape, each) = features(&place.at("windows/features.npy"));
+    assert_eq!(shape, [7, 8]);
+    let of_scan = each[..32].chunks(8).map(|r| r[0]).sum::<f32>() / 4.0;
+    assert!((of_scan - mean[0]).abs() < 1e-6, "{of_scan} {}", mean[0]);
+    // The first window's middle, in the scan's millimetres.
+    let table = std::fs::read_to_string(place.at("windows/features.csv")).unwrap();
+    let [x, y, z] = apply(&LPS, [3.5, 3.5, 3.5]);
+    assert_eq!(table.lines().nth(1), Some(format!("0,a,{x:.3},{y:.3},{z:.3}").as_str()));
+    // Fine-tuned models have an encoder too.
+    let tuned = text(&write_model(&place.at("tuned.safetensors"), &Made::new(Kind::Three)));
+    place.program().run(&["embed", &tuned, &input, "--out", &text(&place.at("tuned"))], 0);
+    assert_eq!(features(&place.at("tuned/features.npy")).0, [1, 4]);
+}
+
+#[test]
+fn damage_is_restored_by_pretrained_networks_only() {
+    let Some(place) = Place::new() else { return };
+    let model = text(&write_model(&place.at("model.safetensors"), &Made::new(Kind::Pretrained)));
+    let volume = scan([16, 20, 8], LPS);
+    let (cubes, input) = (constants(&place.at("cubes.npy"), [0.25, 0.5, 0.75]), place.write("a.nii", &volume));
+    let out = place.at("out");
+    let said = place.program().json(&["restore", &model, &cubes, &input, "--out", &text(&out), "--set", "prepare.spacing=[2,2,3]"]);
+    assert_eq!(said["volumes"].as_array().unwrap().len(), 4);
+    let read = |name: &str| nifti::read(&out.join(name)).unwrap();
+    let (before, damaged, restored) = (read("a_before.nii.gz"), read("a_damaged.nii.gz"), read("a_restored.nii.gz"));
+    // The paper's distortions reverse nothing: what was before is the scan, to what 16 bits keep of 2000 units.
+    let turned = image::read(Path::new(&input)).unwrap();
+    assert!(before.data.iter().zip(&turned.data).all(|(a, b)| (a - b).abs() < 0.05));
+    assert_eq!(before.affine, LPS);
+    let changed = before.data.iter().zip(&damaged.data).filter(|(a, b)| (**a - **b).abs() > 1.0).count();
+    assert!(changed * 4 > before.data.len(), "{changed} voxels of {} are damaged", before.data.len());
+    // This network makes of every voxel what follows from the damaged one.
+    for (d, r) in damaged.data.iter().zip(&restored.data) {
+        let v = |hu: f32| (f64::from(hu) + 1000.0) / 2000.0;
+        let expected = 1.0 / (1.0 + (-models::STEEP * (v(*d) - models::FIRST)).exp());
+        assert!((v(*r) - expected).abs() < 2e-3, "{d} {r}");
+    }
+    assert!(std::fs::read(out.join("restored.png")).unwrap().starts_with(b"\x89PNG"));
+    for (kind, what) in [(Kind::Mask, "fine-tuned to segment"), (Kind::Whole, "fine-tuned to classify")] {
+        let other = text(&write_model(&place.at("other.safetensors"), &Made::new(kind)));
+        let refused = place.program().refused(&["restore", &other, &input, "--out", &text(&place.at("none"))]);
+        assert!(refused.contains(what) && !place.at("none").exists(), "{refused}");
+    }
+}

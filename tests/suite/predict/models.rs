@@ -47,10 +47,11 @@ impl Made {
     }
 }
 
-/// Writes a model of one level whose channel 0 is the mean of the input's channels.
+/// Writes a model whose channel 0 is the mean of the input's channels.
 pub(super) fn write_model(path: &Path, made: &Made) -> PathBuf {
     let mut model = Config::default().model;
-    (model.base_channels, model.depth) = (2, 1);
+    // A pretrained network has two levels at least.
+    (model.base_channels, model.depth) = (2, if made.kind == Kind::Pretrained { 2 } else { 1 });
     let spec = Spec { channels: made.channels.len(), ..Spec::from(&model) };
     let outputs = if made.kind == Kind::Three { 3 } else { 1 };
     let mut g = Graph::new();
@@ -68,10 +69,14 @@ pub(super) fn write_model(path: &Path, made: &Made) -> PathBuf {
         if p.name.contains("bn1") {
             data.fill(if matches!(last, "weight" | "running_var") { 1.0 } else { 0.0 });
         } else if p.name.contains("conv1.weight") {
-            // Output 0 takes the middle tap of its inputs.
+            // Output 0 takes the middle tap of its inputs; in the decoder of what comes past it, behind the refined channels.
             let (inputs, taps) = (shape[1], 27);
-            let used = if p.name.contains("ops.0") { inputs } else { 1 };
-            (0..used).for_each(|c| data[c * taps + 13] = 1.0 / used as f32);
+            let used = match p.name.as_str() {
+                "down_tr64.ops.0.conv1.weight" => 0..inputs,
+                "up_tr64.ops.0.conv1.weight" => spec.features()..spec.features() + 1,
+                _ => 0..1,
+            };
+            used.clone().for_each(|c| data[c * taps + 13] = 1.0 / used.len() as f32);
         } else if p.name.starts_with("out_tr") || p.name.starts_with("classifier") {
             // Class 1 rises above 0 at FIRST, class 2 above class 1 at SECOND.
             let steep = STEEP as f32;
