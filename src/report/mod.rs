@@ -7,6 +7,7 @@ pub mod events;
 pub mod finetuning;
 mod font;
 pub mod html;
+pub mod overlay;
 mod pretraining;
 pub mod preview;
 pub mod progress;

@@ -343,7 +343,7 @@ fn some_voxels(set: &Set, scan: usize, classes: usize) -> Vec<Vec<u32>> {
 }
 
 /// Reverses `[x][y][z]` data with `inner` values a voxel along an axis.
-fn flip<T: Copy>(data: &mut [T], size: [usize; 3], inner: usize, axis: usize) {
+pub(super) fn flip<T: Copy>(data: &mut [T], size: [usize; 3], inner: usize, axis: usize) {
     let stride: usize = size[axis + 1..].iter().product::<usize>() * inner;
     for block in data.chunks_mut(size[axis] * stride) {
         for i in 0..size[axis] / 2 {

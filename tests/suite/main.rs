@@ -19,6 +19,7 @@ mod mixed;
 mod operations;
 mod parity;
 mod plans;
+mod predict;
 mod recompute;
 mod report;
 mod shaders;
