@@ -57,7 +57,7 @@ pub(super) fn run(common: &Common, a: &Args) -> Result<()> {
         files::write_bytes(&picture, &sheet)?;
     }
     let args = RunArgs { out: Some(run), ..a.run.clone() };
-    let mut ready = stages::begin(common, &args, std::slice::from_ref(&scans), preset, true)?;
+    let mut ready = stages::begin(common, stages::open(common, &args, std::slice::from_ref(&scans), preset)?, false, true)?;
     let previews = ready.run.dir().join("previews");
     files::create_dir(&previews)?;
     std::fs::copy(&picture, previews.join("phantoms.png")).map_err(Error::io("copy", &picture))?;

@@ -171,7 +171,7 @@ impl Windows {
     /// Training samples: random windows of each scan, or every case once; changed at random.
     ///
     /// # Errors
-    /// A training part without cases.
+    /// A training part without cases; `finetune.negatives_per_positive` where there are more than two classes.
     pub fn train(self: &Arc<Self>) -> Result<Arc<Samples>> {
         let cases = self.set.of(Part::Train);
         let this = Arc::clone(self);
@@ -186,6 +186,12 @@ impl Windows {
             });
         }
         let ratio = self.settings.negatives_per_positive;
+        if ratio > 0.0 && self.task.output != Output::Binary {
+            return Err(Error::Usage(format!(
+                "finetune.negatives_per_positive = {ratio} is for tasks of two classes, but this one has {}; set it to 0",
+                self.task.classes.join(", ")
+            )));
+        }
         let (positive, negative): (Vec<usize>, Vec<usize>) =
             cases.iter().partition(|&&i| ratio <= 0.0 || self.set.entries[i].labels.first().copied().flatten() != Some(0.0));
         let drawn = if ratio > 0.0 { ((positive.len() as f32 * ratio).ceil() as usize).min(negative.len()) } else { 0 };

@@ -6,6 +6,7 @@ mod cli;
 mod data;
 mod discover;
 mod exchange;
+mod finetune;
 mod formats;
 mod full_width;
 mod fusion;
