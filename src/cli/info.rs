@@ -1,25 +1,33 @@
 //! `semgen info`.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
 use super::args::Common;
+use super::export::network::Known;
 use super::text;
 use crate::data::image;
 use crate::data::store::{Split, Store};
 use crate::discover::manifest::Manifest;
 use crate::error::{Error, Result};
-use crate::interop::tensors::{Data, File};
+use crate::interop::pt::Container;
+use crate::interop::tensors::{Data, File, Tensor};
+use crate::interop::weights;
+use crate::task::Description;
 use crate::train::log;
 
 /// Prefix of tensors that only training needs.
 const OPTIMISER: &str = "optimizer.";
 
+/// Endings of PyTorch's files.
+const PYTORCH: [&str; 4] = [".pt", ".pth", ".ckpt", ".bin"];
+
 /// Options of `info`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// A checkpoint, a scan, a manifest, a prepared store or a run directory
+    /// A checkpoint, weights of PyTorch, a scan, a manifest, a prepared store or a run directory
     #[arg(value_name = "FILE|RUN")]
     path: PathBuf,
 }
@@ -45,6 +53,8 @@ fn describe(path: &Path) -> Result<Value> {
     let name = path.to_string_lossy().to_ascii_lowercase();
     if name.ends_with(".safetensors") {
         checkpoint(path)
+    } else if PYTORCH.iter().any(|e| name.ends_with(e)) || pytorch(path)? {
+        weights(path)
     } else if image::ending(path).is_some() {
         scan(path)
     } else if name.ends_with(".json") {
@@ -53,19 +63,46 @@ fn describe(path: &Path) -> Result<Value> {
         scan(path).or_else(|_| checkpoint(path)).map_err(|_| {
             Error::input(
                 path,
-                "is none of a safetensors file, a NIfTI or MetaImage scan, a manifest (.json), a prepared store and a run directory",
+                "is none of a safetensors file, weights of PyTorch, a NIfTI or MetaImage scan, a manifest (.json), a prepared store and a run directory",
             )
         })
+    }
+}
+
+/// Whether a file begins as one of PyTorch's does.
+fn pytorch(path: &Path) -> Result<bool> {
+    let mut start = Vec::new();
+    std::fs::File::open(path).and_then(|f| f.take(64).read_to_end(&mut start)).map_err(Error::io("read", path))?;
+    Ok(Container::of(&start).is_some())
+}
+
+/// A file of weights as [`super::import`] would take it over.
+fn weights(path: &Path) -> Result<Value> {
+    let w = weights::read(path)?;
+    let of_file = |what: String| Error::input(path, what);
+    let known = Known::of(&w).map_err(of_file)?;
+    let fit = Known::fit(&known.graph()?, &w.tensors);
+    let tensors: Vec<Value> = w.tensors.iter().map(|(name, t)| json!({ "name": name, "shape": t.shape })).collect();
+    let left_out = w.dropped.iter().chain(&fit.unexpected);
+    Ok(json!({
+        "kind": "weights", "file": path.to_string_lossy(), "format": w.source, "sha256": w.sha256, "network": known.network.to_string(),
+        "task": known.task, "origin": w.origin(), "values": w.tensors.values().map(count).sum::<usize>(), "renamed": w.renamed.len(),
+        "left_out": left_out.map(|(name, why)| json!({ "name": name, "reason": why })).collect::<Vec<_>>(), "missing": fit.missing,
+        "tensors": tensors,
+    }))
+}
+
+/// Elements of a tensor.
+fn count(t: &Tensor) -> usize {
+    match &t.data {
+        Data::F32(v) => v.len(),
+        Data::I64(v) => v.len(),
     }
 }
 
 fn checkpoint(path: &Path) -> Result<Value> {
     let file = File::read(path)?;
     let mut about: Value = file.metadata.as_deref().and_then(|m| serde_json::from_str(m).ok()).unwrap_or(Value::Null);
-    let count = |t: &crate::interop::tensors::Tensor| match &t.data {
-        Data::F32(v) => v.len(),
-        Data::I64(v) => v.len(),
-    };
     let weights = || file.tensors.iter().filter(|(name, _)| !name.starts_with(OPTIMISER));
     let tensors: Vec<Value> = weights().map(|(name, t)| json!({ "name": name, "shape": t.shape })).collect();
     let mut out = json!({ "kind": "checkpoint", "file": path.to_string_lossy() });
@@ -75,6 +112,10 @@ fn checkpoint(path: &Path) -> Result<Value> {
             out[key] = about["state"][key].take();
         }
         out["best_loss"] = about["state"]["standing"]["best"].take();
+        if !about["task"].is_null() {
+            let task = Description::parse(about["task"].take()).map_err(|what| Error::input(path, what))?;
+            out["task"] = json!(task);
+        }
         out["origin"] = about["origin"].take();
         out["config"] = about["config"].take();
     } else {
@@ -138,15 +179,19 @@ fn store(path: &Path) -> Result<Value> {
 fn run_directory(path: &Path) -> Result<Value> {
     let json_file = |name: &str| std::fs::read(path.join(name)).ok().and_then(|b| serde_json::from_slice::<Value>(&b).ok());
     let mut out = json!({ "kind": "run", "folder": path.to_string_lossy() });
-    if let Some(inputs) = json_file("inputs.json") {
-        out["inputs"] = inputs;
+    let inputs = json_file("inputs.json").unwrap_or_default();
+    let fine_tunes = inputs["task"].is_string();
+    out["inputs"] = inputs;
+    // A fine-tuning has neither of these stages.
+    if !fine_tunes {
+        let stage = |done: bool| if done { "complete" } else { "not complete" };
+        out["prepared"] = json!(stage(Store::open(&path.join(super::run::PREPARED)).is_ok()));
+        out["discovery"] = json!(stage(super::run::patterns(path).is_ok()));
     }
-    let stage = |done: bool| if done { "complete" } else { "not complete" };
-    out["prepared"] = json!(stage(Store::open(&path.join(super::run::PREPARED)).is_ok()));
-    out["discovery"] = json!(stage(super::run::patterns(path).is_ok()));
     let last = path.join("checkpoints/last.safetensors");
     if last.is_file() {
         let c = checkpoint(&last)?;
+        out["task"] = c["task"].clone();
         out["training"] =
             json!({ "phase": c["phase"], "step": c["step"], "epoch": c["epoch"], "done": c["done"], "validation": c["validation"] });
     } else {
@@ -194,6 +239,7 @@ fn short(value: &Value) -> String {
         Value::String(s) => s.clone(),
         Value::Number(n) => n.as_f64().filter(|_| n.is_f64()).map_or_else(|| n.to_string(), real),
         Value::Array(items) if items.iter().all(Value::is_number) => items.iter().map(short).collect::<Vec<_>>().join(" × "),
+        Value::Array(items) if items.iter().all(Value::is_string) => items.iter().map(short).collect::<Vec<_>>().join(", "),
         Value::Array(rows) => rows.iter().map(|r| short(r).replace(" × ", " ")).collect::<Vec<_>>().join("; "),
         Value::Bool(b) => if *b { "yes" } else { "no" }.to_owned(),
         Value::Null => "–".to_owned(),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use super::Description;
 use crate::config::{Activation, Config, Model, Variant};
 use crate::error::{Error, Result};
 use crate::graph::Graph;
@@ -33,8 +34,8 @@ pub struct Report {
 /// A sentence if the tensors are not of this family of networks.
 pub fn network(tensors: &Named, metadata: Option<&str>, like: &Model) -> Result<Model, String> {
     let recorded = metadata.and_then(|m| serde_json::from_str::<serde_json::Value>(m).ok());
-    if let Some(model) = recorded.as_ref().and_then(|r| serde_json::from_value::<Model>(r["task"]["model"].clone()).ok()) {
-        return Ok(model);
+    if let Some(task) = recorded.as_ref().map(|r| &r["task"]).filter(|t| !t.is_null()) {
+        return Description::parse(task.clone()).map(|t| t.model);
     }
     let config = recorded.as_ref().and_then(|r| Config::default().overlay_toml(r["config"].as_str()?).ok());
     let mut model = config.map_or_else(|| like.clone(), |c| c.model);

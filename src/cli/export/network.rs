@@ -51,10 +51,7 @@ impl Known {
         let about: Option<Value> = weights.metadata.as_deref().and_then(|m| serde_json::from_str(m).ok());
         let task = match about.as_ref().map(|a| &a["task"]) {
             None | Some(Value::Null) => None,
-            Some(task) => Some(
-                serde_json::from_value::<Description>(task.clone())
-                    .map_err(|e| format!("describes its task in a way this program does not know ({e})"))?,
-            ),
+            Some(task) => Some(Description::parse(task.clone())?),
         };
         let config = about.as_ref().and_then(|a| Config::default().overlay_toml(a["config"].as_str()?).ok());
         // ELU has no tensors: only the file's own word tells it from ReLU.
