@@ -13,5 +13,6 @@ pub mod preview;
 pub mod progress;
 pub mod roofline;
 pub mod sheet;
+pub mod trials;
 
 pub use pretraining::pretraining_report;

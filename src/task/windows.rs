@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::set::Set;
+use super::set::{Entry, Set};
 use super::table::Part;
 use super::{Description, Kind, Output, View};
 use crate::config::{Config, Finetune};
@@ -279,12 +279,7 @@ impl Windows {
 
     fn classify_at(&self, entry: usize) -> Sample {
         let e = &self.set.entries[entry];
-        let window = self.task.window;
-        let start = match (self.task.view, e.place) {
-            (View::Point, Some(p)) => std::array::from_fn(|a| (p[a] - (window[a] as f64 - 1.0) / 2.0).round() as i64),
-            // Cubes and resized scans; in the middle where sizes differ.
-            _ => std::array::from_fn(|a| (self.set.scans[e.scan].size[a] as i64 - window[a] as i64).div_euclid(2)),
-        };
+        let (start, window) = (seen_from(&self.set, &self.task, e), self.task.window);
         let target = match self.task.output {
             Output::Multiclass => vec![e.labels.first().copied().flatten().unwrap_or(0.0) as u32],
             _ => self.weights.iter().enumerate().map(|(o, w)| signed(e.labels.get(o).copied().flatten(), *w).to_bits()).collect(),
@@ -311,6 +306,16 @@ impl Windows {
             }
         }
         sample
+    }
+}
+
+/// First voxel of the window that a classification is shown of a case.
+pub fn seen_from(set: &Set, task: &Description, e: &Entry) -> [i64; 3] {
+    let window = task.window;
+    match (task.view, e.place) {
+        (View::Point, Some(p)) => std::array::from_fn(|a| (p[a] - (window[a] as f64 - 1.0) / 2.0).round() as i64),
+        // Cubes and resized scans; in the middle where sizes differ.
+        _ => std::array::from_fn(|a| (set.scans[e.scan].size[a] as i64 - window[a] as i64).div_euclid(2)),
     }
 }
 

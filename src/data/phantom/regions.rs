@@ -73,8 +73,7 @@ impl Regions {
         if patients.len() < self.patients {
             return Err(Error::Usage(format!("hardly any patient has a nodule of {} mm; ask for smaller ones", self.least)));
         }
-        let (mut segment, mut classify) =
-            (String::from("id,image,mask,patient,split\n"), String::from("id,image,label,patient,split\n"));
+        let (mut segment, mut classify) = (String::from("id,image,mask,patient,split\n"), String::from("id,image,label,patient,split\n"));
         let mut done = 0;
         for group in patients.chunks(rayon::current_num_threads()) {
             let found: Vec<Result<[Vec<String>; 2]>> = group.par_iter().map(|p| self.one(p, out)).collect();
