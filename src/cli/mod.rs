@@ -6,10 +6,12 @@
 
 mod args;
 mod bench;
+mod compare;
 mod demo;
 mod devices;
 mod discover;
 mod doctor;
+mod evaluate;
 mod export;
 mod finetune;
 mod import;
@@ -59,6 +61,10 @@ enum Verb {
     Pretrain(pretrain::Args),
     /// Learn a task from labelled scans, from pretrained weights or from scratch
     Finetune(finetune::Args),
+    /// Hold predictions against the truth: label maps, probabilities of classes, marks
+    Evaluate(evaluate::Args),
+    /// Compare repeated runs: means, deviations, tests of the differences, a page
+    Compare(compare::Args),
     /// Say what a run would need; nothing is allocated or run
     Plan(plan::Args),
     /// Say what is in a checkpoint, a scan, a prepared store, a manifest or a run
@@ -109,6 +115,8 @@ fn dispatch(Cli { common, verb }: Cli) -> Result<()> {
         Verb::Discover(a) => discover::run(&common, &a),
         Verb::Pretrain(a) => pretrain::run(&common, &a),
         Verb::Finetune(a) => finetune::run(&common, &a),
+        Verb::Evaluate(a) => evaluate::run(&common, &a),
+        Verb::Compare(a) => compare::run(&common, &a),
         Verb::Plan(a) => plan::run(&common, &a),
         Verb::Info(a) => info::run(&common, &a),
         Verb::Import(a) => import::run(&common, &a),
