@@ -5,6 +5,7 @@ mod bench;
 mod cli;
 mod data;
 mod discover;
+mod evaluate;
 mod exchange;
 mod formats;
 mod full_width;
