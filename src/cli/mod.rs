@@ -6,11 +6,13 @@
 
 mod args;
 mod bench;
+mod compare;
 mod demo;
 mod devices;
 mod discover;
 mod doctor;
 mod embed;
+mod evaluate;
 mod export;
 mod finetune;
 mod import;
@@ -69,6 +71,10 @@ enum Verb {
     Embed(embed::Args),
     /// Damage scans or cubes as pretraining does, and write what the network restores
     Restore(restore::Args),
+    /// Hold predictions against the truth: label maps, probabilities of classes, marks
+    Evaluate(evaluate::Args),
+    /// Compare repeated runs: means, deviations, tests of the differences, a page
+    Compare(compare::Args),
     /// Say what a run would need; nothing is allocated or run
     Plan(plan::Args),
     /// Say what is in a checkpoint, a scan, a prepared store, a manifest or a run
@@ -122,6 +128,8 @@ fn dispatch(Cli { common, verb }: Cli) -> Result<()> {
         Verb::Predict(a) => predict::run(&common, &a),
         Verb::Embed(a) => embed::run(&common, &a),
         Verb::Restore(a) => restore::run(&common, &a),
+        Verb::Evaluate(a) => evaluate::run(&common, &a),
+        Verb::Compare(a) => compare::run(&common, &a),
         Verb::Plan(a) => plan::run(&common, &a),
         Verb::Info(a) => info::run(&common, &a),
         Verb::Import(a) => import::run(&common, &a),

@@ -3,6 +3,7 @@
 //! [`progress`] is the one place of the library that writes to the terminal.
 
 pub mod chart;
+pub(crate) mod comparison;
 pub mod events;
 pub mod finetuning;
 mod font;

@@ -5,6 +5,7 @@ mod bench;
 mod cli;
 mod data;
 mod discover;
+mod evaluate;
 mod exchange;
 mod finetune;
 mod formats;
