@@ -76,7 +76,10 @@ fn cubes(common: &Common, opened: Opened, dir: &Path, begun: Instant) -> Result<
         }
         set.notes.iter().for_each(|n| text::note(common.json, n));
         if set.classes.is_none() && (config.loss.classification != 0.0 || config.train.classification_epochs != 0) {
-            text::note(common.json, "the cubes have no pseudo labels, so restoration alone is learnt (loss.classification = 0, train.classification_epochs = 0)");
+            text::note(
+                common.json,
+                "the cubes have no pseudo labels, so restoration alone is learnt (loss.classification = 0, train.classification_epochs = 0)",
+            );
             (config.loss.classification, config.train.classification_epochs) = (0.0, 0);
         }
         run.begin(&config, source.json(), &ctx, &Fits::new())?;

@@ -193,7 +193,9 @@ fn store(run: &Run, source: &Source, recorded: bool, config: &Config, json: bool
             Ok(store)
         }
         Source::Run(dir) => Ok(run::patterns(dir)?.0),
-        Source::Cubes(dir) => Err(Error::input(dir, "holds cubes that are cut already, from which only `semgen pretrain` can learn; give scans")),
+        Source::Cubes(dir) => {
+            Err(Error::input(dir, "holds cubes that are cut already, from which only `semgen pretrain` can learn; give scans"))
+        }
     }
 }
 

@@ -87,7 +87,8 @@ fn scans_with_a_ball_are_told_from_those_without() {
     let word = |n: usize| ["empty", "ball"][n % 2].to_owned();
     let data = labelled(dir.path(), 20, "label", |n| if n % 2 == 1 { vec![900.0] } else { vec![] }, word);
     let out = dir.path().join("run");
-    let summary = finetune("classify", &data, &out, &["train.max_steps=40", "finetune.class_weights=balanced", "finetune.validation_fraction=0.2"]);
+    let summary =
+        finetune("classify", &data, &out, &["train.max_steps=40", "finetune.class_weights=balanced", "finetune.validation_fraction=0.2"]);
     assert_eq!((&summary["metric"], &summary["classes"]), (&json!("auc"), &json!(["ball", "empty"])));
     assert!(summary["validation"]["auc"].as_f64().unwrap() > 0.9, "{summary}");
     assert!(summary["test"]["auc"].as_f64().unwrap() > 0.9, "{summary}");

@@ -184,7 +184,8 @@ fn weights_that_do_not_fit_are_refused() {
     let tensors = best(pretrained()).tensors.into_iter().filter(|(n, _)| n.starts_with("clc_out")).collect();
     File { tensors, metadata: None }.write(&head).unwrap();
     let whole = std::fs::read(pretrained().join("checkpoints/best.safetensors")).unwrap();
-    for weights in [foreign, head, file("cut.safetensors", &whole[..whole.len() / 2]), file("text.pt", b"no weights"), dir.path().join("none.pt")]
+    for weights in
+        [foreign, head, file("cut.safetensors", &whole[..whole.len() / 2]), file("text.pt", b"no weights"), dir.path().join("none.pt")]
     {
         let e = ask(&weights);
         assert!(e.contains(weights.file_name().unwrap().to_str().unwrap()), "{e}");

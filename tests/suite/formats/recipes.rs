@@ -11,8 +11,14 @@ use crate::finetune::{Noise, balls, best, program, text};
 use crate::harness;
 
 /// What makes a published recipe small; the rest of its settings stays.
-const SMALLER: [&str; 6] =
-    ["cube.size=[16,16,8]", "model.base_channels=2", "model.depth=3", "train.max_steps=2", "train.batch_size=2", "prepare.spacing=[2.0,2.0,3.0]"];
+const SMALLER: [&str; 6] = [
+    "cube.size=[16,16,8]",
+    "model.base_channels=2",
+    "model.depth=3",
+    "train.max_steps=2",
+    "train.batch_size=2",
+    "prepare.spacing=[2.0,2.0,3.0]",
+];
 
 /// Fine-tunes with a recipe, or without one.
 fn finetune(kind: &str, data: &Path, recipe: Option<&str>, out: &Path) -> Value {
@@ -92,7 +98,10 @@ fn luna16_candidates_are_classified() {
         std::fs::write(data.join(name), &list).unwrap();
         let out = dir.path().join(out);
         let summary = finetune("classify", &data, Some("luna16-ncc"), &out);
-        assert_eq!((&summary["metric"], &summary["labelled"], &summary["classes"]), (&json!("auc"), &json!(16), &json!(["no nodule", "nodule"])));
+        assert_eq!(
+            (&summary["metric"], &summary["labelled"], &summary["classes"]),
+            (&json!("auc"), &json!(16), &json!(["no nodule", "nodule"]))
+        );
         assert_eq!((cases(&out.join("validation.csv")), cases(&out.join("test.csv"))), (16, 16));
         assert_eq!((&task(&out)["view"], &task(&out)["channels"]), (&json!("point"), &json!(["CT"])));
         // Settings that are not overridden are the recipe's own.
@@ -118,7 +127,9 @@ fn lits_livers_are_segmented_and_tumours_count_as_liver() {
     }
     let dir = tempfile::tempdir().unwrap();
     let data = folder(dir.path().join("LiTS"));
-    for (batch, n) in [("Training Batch 1", 0), ("Training Batch 1", 27), ("Training Batch 2", 99), ("Training Batch 2", 100), ("Training Batch 2", 129)] {
+    for (batch, n) in
+        [("Training Batch 1", 0), ("Training Batch 1", 27), ("Training Batch 2", 99), ("Training Batch 2", 100), ("Training Batch 2", 129)]
+    {
         let (scan, map) = pair(n, &[1.0, 2.0]);
         let batch = folder(data.join(batch));
         nifti::write_i16(&batch.join(format!("volume-{n}.nii")), &scan).unwrap();
