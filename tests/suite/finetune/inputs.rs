@@ -119,7 +119,7 @@ fn tables_that_say_too_little_or_something_else() {
     for (head, cells, part) in [
         ("label", ["1", "1", "1", "1"], "at least two classes"),
         ("label", ["1", "0", "", "1"], "line 4"),
-        ("lable", ["1", "0", "0", "1"], "label"),
+        ("lable", ["yes", "no", "no", "yes"], "did you mean `label`"),
         ("soft,hard", ["1,0", "0,1", "2,0", "1,1"], "line 4"),
         ("soft,hard", ["1,0", "0,1", "0,no", "1,1"], "`no`"),
         ("label,split", ["1,train", "0,train", "1,vall", "0,test"], "vall"),

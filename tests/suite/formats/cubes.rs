@@ -160,7 +160,9 @@ fn cubes_without_labels_teach_restoration_alone() {
     let folder = dir.path().join("cubes");
     std::fs::create_dir(&folder).unwrap();
     std::fs::write(dir.path().join("tiny.toml"), TINY).unwrap();
-    for (name, rows) in [("bat_32_s_16x16x8_0.npy", 5), ("bat_32_s_16x16x8_4.npy", 4), ("bat_32_16x16x8_5.npy", 3), ("bat_32_s_16x16x8_9.npy", 2)] {
+    for (name, rows) in
+        [("bat_32_s_16x16x8_0.npy", 5), ("bat_32_s_16x16x8_4.npy", 4), ("bat_32_16x16x8_5.npy", 3), ("bat_32_s_16x16x8_9.npy", 2)]
+    {
         cubes(&folder.join(name), &vec![1; rows], rows as u64);
     }
     let out = dir.path().join("run");
