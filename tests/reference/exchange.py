@@ -117,6 +117,31 @@ def message():
     return model.SerializeToString(deterministic=True)
 
 
+def tasks():
+    """What fine-tuned networks answer that start from the Y-Net, with two input channels and three outputs: `segment.*` and
+    `classify.*`, logits in f64. The kernel of the first convolution is repeated over the channels; the output layers are
+    counted through (`counted`), so that no weights have to be kept."""
+    from safetensors.torch import save_file
+
+    weights = common.load(common.HERE / "ynet_base2" / "W.safetensors")
+    first = "down_tr64.ops.0.conv1.weight"
+    weights[first] = weights[first].repeat(1, 2, 1, 1, 1) / 2
+    counted = lambda *shape: torch.arange(int(numpy.prod(shape)), dtype=torch.float32).reshape(shape) / 64 - 0.25
+    torch.manual_seed(6)
+    out = {}
+    for kind, net, layer in (("segment", Segmenter(BASE, 2, 3), "out_tr.final_conv"), ("classify", Answer(BASE, 2, 3), "classifier")):
+        state = {k: weights[k] for k in net.state_dict() if not k.startswith(layer)}
+        shape = net.state_dict()[layer + ".weight"].shape
+        net.load_state_dict({**state, layer + ".weight": counted(*shape), layer + ".bias": counted(3)}, strict=True)
+        x = torch.rand(1, 2, 8, 8, 8)
+        with torch.no_grad():
+            answer = net.double().eval()(x.double())
+        # As the engine keeps them: the channel last.
+        out[f"{kind}.input"] = x.movedim(1, -1).contiguous()
+        out[f"{kind}.logits"] = answer.movedim(1, -1).float().contiguous()
+    save_file(out, OUT / "tasks.safetensors")
+
+
 def make():
     common.deterministic()
     OUT.mkdir(exist_ok=True)
@@ -125,6 +150,7 @@ def make():
     torch.save(types(), OUT / "types.pt")
     torch.save(types(), OUT / "types_legacy.pt", _use_new_zipfile_serialization=False)
     (OUT / "message.onnx").write_bytes(message())
+    tasks()
     for path in sorted(OUT.iterdir()):
         print(f"{path.name}: {path.stat().st_size} bytes")
 

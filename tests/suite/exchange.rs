@@ -1,6 +1,8 @@
 //! To and from PyTorch and to ONNX, through the program: files that PyTorch wrote, and what is written for it.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
+mod tasks;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

@@ -65,6 +65,10 @@ fn whatever_calls_something_else_is_refused_by_name() {
         (b"cposix\nsystem\n", "`posix.system`"),
         (b"cbuiltins\neval\n", "`builtins.eval`"),
         (b"c__builtin__\nexec\n", "`__builtin__.exec`"),
+        (b"cbuiltins\ngetattr\n", "`builtins.getattr`"),
+        (b"coperator\nattrgetter\n", "`operator.attrgetter`"),
+        (b"ctorch\nFloatStorage.__init__\n", "`torch.FloatStorage.__init__`"),
+        (b"ctorch._utils\n_rebuild_tensor_v2.__globals__\n", "`torch._utils._rebuild_tensor_v2.__globals__`"),
         (b"X\x0a\0\0\0subprocessX\x05\0\0\0Popen\x93", "`subprocess.Popen`"),
         (b"ctorch\nload\n", "`torch.load`"),
         (b"cnumpy.core.multiarray\n_reconstruct\n", "`numpy.core.multiarray._reconstruct`"),
@@ -78,7 +82,66 @@ fn whatever_calls_something_else_is_refused_by_name() {
     // What is allowed may not be called with something else.
     assert!(error(b"ccollections\nOrderedDict\n]\x85R").contains("OrderedDict with 1 arguments"));
     assert!(error(b"K\x01)R").contains("calls an integer"));
-    assert!(error(b"]}b").contains("sets the state of a list"));
+    assert!(error(b"ccollections\nOrderedDict\n(o").contains("an object of a class"));
+    assert!(error(b"ccollections\nOrderedDict\n)}\x92").contains("an object of a class"));
+    for (object, what) in [(b"]".as_slice(), "a list"), (b"K\x01", "an integer"), (b"ccollections\nOrderedDict\n", "a function")] {
+        assert!(error(&[object, b"}b"].concat()).contains(&format!("sets the state of {what}")));
+    }
+    assert!(error(b"]K\x01\x93").contains("by something that is no text"));
+    // Functions by their number in a registry of the reader's, and sets: no checkpoint has them.
+    for op in [0x82, 0x83, 0x84, 0x8f, 0x90, 0x91, b'P', b'0', b'2'] {
+        assert!(error(&[b'N', op]).contains(&format!("instruction {op:#04x}")));
+    }
+}
+
+#[test]
+fn long_and_hostile_names_are_cut_in_messages() {
+    let e = error(&[b"c".as_slice(), &vec![b'm'; 100_000], b"\n\x1b[31m\x07\n"].concat());
+    assert!(e.contains("names `mmm") && e.len() < 500 && !e.contains(['\x1b', '\x07']), "{e}");
+    let key = [b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\x10\x27\0\0".as_slice(), &vec![b'k'; 10_000], b"NK\x01tQ"].concat();
+    assert!(error(&key).contains("key has 10000 bytes"));
+}
+
+#[test]
+fn storages_that_lie_are_refused() {
+    let name = |word: &str, kind: &str, key: &[u8], count: &[u8], view: &[u8]| {
+        let text = |s: &str| [b"X".as_slice(), &(s.len() as u32).to_le_bytes(), s.as_bytes()].concat();
+        [b"(".as_slice(), &text(word), kind.as_bytes(), key, b"N", count, view, b"tQ"].concat()
+    };
+    let (float, zero) = ("ctorch\nFloatStorage\n", b"X\x01\0\0\x000".as_slice());
+    assert!(read(&program(&name("storage", float, zero, b"K\x06", b"(K\0K\x02K\x04t"))).is_ok());
+    for (body, what) in [
+        (name("module", float, zero, b"K\x06", b""), "that is no storage"),
+        (name("storage", "N", zero, b"K\x06", b""), "that is no storage"),
+        (name("storage", "ccollections\nOrderedDict\n", zero, b"K\x06", b""), "that is no storage"),
+        (name("storage", float, b"K\x01", b"K\x06", b""), "that is no storage"),
+        (name("storage", float, zero, b"N", b""), "number of elements is nothing"),
+        (name("storage", float, zero, b"J\xff\xff\xff\xff", b""), "-1 elements"),
+        (name("storage", float, zero, b"\x8a\x09\0\0\0\0\0\0\0\0\x01", b""), "number of elements is an integer"),
+        (name("storage", float, zero, b"K\x06", b"(K\0K\x03K\x04t"), "elements 3 to 3 + 4 of a storage of 6"),
+        (name("storage", float, zero, b"K\x06", b"(K\0\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7ft"), "of a storage of 6"),
+        (name("storage", float, zero, b"K\x06", b"(K\0K\x03t"), "without offset and size"),
+        (name("storage", float, zero, b"K\x06", b"K\x03"), "a tuple is expected"),
+        (name("storage", float, zero, b"K\x06", b"NN"), "7 parts"),
+    ] {
+        let e = error(&body);
+        assert!(e.contains(what), "{what}: {e}");
+    }
+}
+
+/// Tuples of the tuple before, twice: 2^40 elements if they were written out.
+#[test]
+fn references_that_double_take_no_more_memory_than_the_pickle() {
+    let mut body = b"]".to_vec();
+    for _ in 0..40 {
+        body.extend(b"q\0h\0\x86");
+    }
+    let p = read(&program(&body)).unwrap();
+    assert_eq!(p.nodes().len(), 41);
+    // A list that is appended to itself a thousand times.
+    let body = [b"]q\0(".as_slice(), &b"h\0".repeat(1000), b"e"].concat();
+    let p = read(&program(&body)).unwrap();
+    assert_eq!((p.nodes().len(), p.node(p.root())), (1, &Node::List(vec![p.root(); 1000])));
 }
 
 const STORAGE: &[u8] = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x06tQ";

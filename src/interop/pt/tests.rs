@@ -147,6 +147,85 @@ fn archives_that_lie_are_refused_with_the_reason() {
     }
 }
 
+/// Where the central directory of an archive begins and ends.
+fn directory(archive: &[u8]) -> (usize, usize) {
+    let end = archive.windows(4).rposition(|w| w == b"PK\x05\x06").unwrap();
+    (archive.windows(4).position(|w| w == b"PK\x01\x02").unwrap(), end)
+}
+
+/// The directory lists the same 4000 bytes under a hundred names, which is how small archives become large ones.
+#[test]
+fn archives_whose_files_overlap_are_refused() {
+    let object = ONE.to_vec();
+    let good = archive(&[("a/data.pkl", &object), ("a/data/0", &[0; 4000])], CompressionMethod::Stored);
+    let (begin, end) = directory(&good);
+    let last = good.windows(4).rposition(|w| w == b"PK\x01\x02").unwrap();
+    let mut bytes = good[..end].to_vec();
+    for i in 0..100u8 {
+        let mut entry = good[last..end].to_vec();
+        // The key is the last letter of the name, which ends the entry.
+        *entry.last_mut().unwrap() = b'1' + i;
+        bytes.extend(entry);
+    }
+    let size = u32::try_from(bytes.len() - begin).unwrap();
+    let mut tail = good[end..].to_vec();
+    tail[8..10].copy_from_slice(&102u16.to_le_bytes());
+    tail[10..12].copy_from_slice(&102u16.to_le_bytes());
+    tail[12..16].copy_from_slice(&size.to_le_bytes());
+    bytes.extend(tail);
+    let e = Checkpoint::read(&bytes).unwrap_err();
+    assert!(e.contains("overlap"), "{e}");
+}
+
+/// PyTorch writes the 64-bit fields of zip for large storages; what they claim is checked like the rest.
+#[test]
+fn archives_with_64_bit_sizes_are_read_and_their_lies_refused() {
+    let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
+    for (name, content) in [("a/data.pkl", ONE), ("a/data/0", &[0; 24])] {
+        zip.start_file(name, SimpleFileOptions::default().compression_method(CompressionMethod::Stored).large_file(true)).unwrap();
+        zip.write_all(content).unwrap();
+    }
+    let large = zip.finish().unwrap().into_inner();
+    assert!(Checkpoint::read(&large).is_ok());
+    // An end record of 64 bits behind an ordinary directory, with what it says about number, size and place of the entries.
+    let good = archive(&[("a/data.pkl", ONE), ("a/data/0", &[0; 24])], CompressionMethod::Stored);
+    let (begin, end) = directory(&good);
+    let with = |count: u64, size: u64, offset: u64| {
+        let mut out = good[..end].to_vec();
+        out.extend(b"PK\x06\x06");
+        out.extend(44u64.to_le_bytes());
+        out.extend([45, 0, 45, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        for value in [count, count, size, offset] {
+            out.extend(value.to_le_bytes());
+        }
+        out.extend(b"PK\x06\x07\0\0\0\0");
+        out.extend((end as u64).to_le_bytes());
+        out.extend(1u32.to_le_bytes());
+        out.extend(b"PK\x05\x06\0\0\0\0");
+        out.extend([0xff; 12]);
+        out.extend([0, 0]);
+        out
+    };
+    let (size, offset) = ((end - begin) as u64, begin as u64);
+    assert!(Checkpoint::read(&with(2, size, offset)).is_ok());
+    for (count, size, offset) in [(u64::MAX, size, offset), (1 << 40, size, offset), (2, size, u64::MAX), (2, size, 1 << 40)] {
+        let e = Checkpoint::read(&with(count, size, offset)).unwrap_err();
+        assert!(e.contains("no whole zip archive"), "{e}");
+    }
+}
+
+/// No elements, but axes whose product is beyond all numbers.
+#[test]
+fn empty_tensors_may_claim_any_shape() {
+    let huge = b"\x8a\x08\0\0\0\0\0\0\0\x40";
+    let head = &ONE[..ONE.len() - b"K\0K\x06\x85K\x01\x85tR.".len()];
+    let object = [head, b"K\0K\0", huge, huge, b"\x87K\x01", huge, b"K\x01\x87tR."].concat();
+    let bytes = archive(&[("a/data.pkl", &object), ("a/data/0", &[0; 24])], CompressionMethod::Stored);
+    let c = Checkpoint::read(&bytes).unwrap();
+    let t = c.tensor(c.view(c.pickle.root()).unwrap()).unwrap();
+    assert_eq!((t.shape, t.data), (vec![0, 1 << 62, 1 << 62], Data::F32(vec![])));
+}
+
 /// A legacy file: the five pickles and what follows.
 fn legacy(system: &[u8], object: &[u8], keys: &[u8], rest: &[u8]) -> Result<(), String> {
     let bytes = [&legacy::MAGIC, b"\x80\x02M\xe9\x03.".as_slice(), system, object, keys, rest].concat();
