@@ -119,7 +119,16 @@ fn storages_that_lie_are_refused() {
         (name("storage", float, zero, b"J\xff\xff\xff\xff", b""), "-1 elements"),
         (name("storage", float, zero, b"\x8a\x09\0\0\0\0\0\0\0\0\x01", b""), "number of elements is an integer"),
         (name("storage", float, zero, b"K\x06", b"(K\0K\x03K\x04t"), "elements 3 to 3 + 4 of a storage of 6"),
-        (name("storage", float, zero, b"K\x06", b"(K\0\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7ft"), "of a storage of 6"),
+        (
+            name(
+                "storage",
+                float,
+                zero,
+                b"K\x06",
+                b"(K\0\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7ft",
+            ),
+            "of a storage of 6",
+        ),
         (name("storage", float, zero, b"K\x06", b"(K\0K\x03t"), "without offset and size"),
         (name("storage", float, zero, b"K\x06", b"K\x03"), "a tuple is expected"),
         (name("storage", float, zero, b"K\x06", b"NN"), "7 parts"),
