@@ -255,7 +255,7 @@ fn scans_cubes_and_places_are_classified() {
     halves.data.iter_mut().enumerate().for_each(|(n, v)| *v = if n / 128 < 16 { -200.0 } else { 100.0 });
     let input = place.write("1.2.3.nii", &halves);
     let at = |i: f64| {
-        let [x, y, z] = apply(&LPS, [i, 8.0, 4.0]);
+        let [x, y, z] = apply(&LPS, [i, 8.0, 3.5]);
         format!("{},{},{z}", -x, -y)
     };
     let list = place.at("candidates.csv");
@@ -367,9 +367,9 @@ fn features_are_those_of_scans_windows_and_cubes() {
     let [x, y, z] = apply(&LPS, [3.5, 3.5, 3.5]);
     assert_eq!(table.lines().nth(1), Some(format!("0,a,{x:.3},{y:.3},{z:.3}").as_str()));
     // Fine-tuned models have an encoder too.
-    let tuned = text(&write_model(&place.at("tuned.safetensors"), &Made::new(Kind::Three)));
+    let tuned = text(&write_model(&place.at("tuned.safetensors"), &Made { depth: 2, ..Made::new(Kind::Three) }));
     place.program().run(&["embed", &tuned, &input, "--out", &text(&place.at("tuned"))], 0);
-    assert_eq!(features(&place.at("tuned/features.npy")).0, [1, 4]);
+    assert_eq!(features(&place.at("tuned/features.npy")).0, [1, 8]);
 }
 
 #[test]
@@ -386,7 +386,7 @@ fn damage_is_restored_by_pretrained_networks_only() {
     // The paper's distortions reverse nothing: what was before is the scan, to what 16 bits keep of 2000 units.
     let turned = image::read(Path::new(&input)).unwrap();
     assert!(before.data.iter().zip(&turned.data).all(|(a, b)| (a - b).abs() < 0.05));
-    assert_eq!(before.affine, LPS);
+    assert_eq!(before.affine, rounded(LPS));
     let changed = before.data.iter().zip(&damaged.data).filter(|(a, b)| (**a - **b).abs() > 1.0).count();
     assert!(changed * 4 > before.data.len(), "{changed} voxels of {} are damaged", before.data.len());
     // This network makes of every voxel what follows from the damaged one.
@@ -397,7 +397,7 @@ fn damage_is_restored_by_pretrained_networks_only() {
     }
     assert!(std::fs::read(out.join("restored.png")).unwrap().starts_with(b"\x89PNG"));
     for (kind, what) in [(Kind::Mask, "fine-tuned to segment"), (Kind::Whole, "fine-tuned to classify")] {
-        let other = text(&write_model(&place.at("other.safetensors"), &Made::new(kind)));
+        let other = text(&write_model(&place.at("other.safetensors"), &Made { depth: 2, ..Made::new(kind) }));
         let refused = place.program().refused(&["restore", &other, &input, "--out", &text(&place.at("none"))]);
         assert!(refused.contains(what) && !place.at("none").exists(), "{refused}");
     }

@@ -39,19 +39,21 @@ pub(super) struct Made {
     pub(super) kind: Kind,
     pub(super) channels: Vec<String>,
     pub(super) window: [usize; 3],
+    /// Levels.
+    pub(super) depth: usize,
 }
 
 impl Made {
     pub(super) fn new(kind: Kind) -> Self {
-        Self { kind, channels: vec!["CT".into()], window: [8; 3] }
+        // A pretrained network has two levels at least.
+        Self { kind, channels: vec!["CT".into()], window: [8; 3], depth: if kind == Kind::Pretrained { 2 } else { 1 } }
     }
 }
 
 /// Writes a model whose channel 0 is the mean of the input's channels.
 pub(super) fn write_model(path: &Path, made: &Made) -> PathBuf {
     let mut model = Config::default().model;
-    // A pretrained network has two levels at least.
-    (model.base_channels, model.depth) = (2, if made.kind == Kind::Pretrained { 2 } else { 1 });
+    (model.base_channels, model.depth) = (2, made.depth);
     let spec = Spec { channels: made.channels.len(), ..Spec::from(&model) };
     let outputs = if made.kind == Kind::Three { 3 } else { 1 };
     let mut g = Graph::new();
