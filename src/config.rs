@@ -459,19 +459,21 @@ pub struct Finetune {
     pub loss: SegmentationLoss,
     /// Class weights of the cross-entropy.
     pub class_weights: ClassWeights,
-    /// Share of training windows that are laid around a voxel of a random class that is not background.
+    /// Share of training windows that are laid around a voxel of a random class of the scan that is not background.
     pub foreground: f32,
     /// Windows taken of each scan in an epoch of segmentation.
     pub windows: usize,
     /// Random flips.
     pub flip: Flip,
-    /// Strength of random changes of brightness, contrast, gamma and noise; 0 for none, 1 for ±10 % and the like.
+    /// Strength of random changes of values in `[0, 1]`, each with probability one half: 0 for none, 1 for contrast by up to ±15 %,
+    /// brightness by up to ±0.05, a gamma between 0.82 and 1.22, noise of a deviation up to 0.02.
     pub intensity: f32,
-    /// Share of the labelled training cases that are used; the cases of a smaller share are among those of a larger.
+    /// Share of the labelled training cases that are used, at least one of each class; the cases of a smaller share are among those of
+    /// a larger.
     pub fraction: f32,
-    /// Share of the cases to choose the best model by, where the data do not say.
+    /// Share of the cases, whole groups of them, to choose the best model by, where the data do not say; at least one.
     pub validation_fraction: f32,
-    /// Share of the cases to report on, where the data do not say.
+    /// Share of the cases, whole groups of them, to report on, where the data do not say; 0 for none.
     pub test_fraction: f32,
     /// Parts of a cross-validation; 0 divides by the fractions above. Part `fold` is reported on, the next one chooses the model.
     pub folds: usize,
@@ -479,7 +481,7 @@ pub struct Finetune {
     pub fold: usize,
     /// Classification with two classes: negatives used in an epoch for each positive, drawn anew; 0 for all.
     pub negatives_per_positive: f32,
-    /// Average predictions over the flips when testing.
+    /// When the finished model is measured, average its probabilities over all flips that `flip` allows.
     pub test_flips: bool,
 }
 

@@ -33,6 +33,8 @@ pub enum Purpose {
     Phantom = 8,
     /// Self-checks and tests.
     Check = 9,
+    /// Resamples of measured values.
+    Bootstrap = 10,
 }
 
 /// The Threefry-2x32 block function with 20 rounds.

@@ -1,5 +1,7 @@
 //! `semgen demo`: the whole method on synthetic patients.
 
+mod tasks;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -27,10 +29,16 @@ const SPACING: [f64; 3] = [1.9, 1.9, 3.4];
 const PHANTOMS: &str = "phantoms";
 const RUN: &str = "run";
 const REPORT: &str = "report.html";
+/// Everything that a demo leaves.
+const NAMES: [&str; 7] = [PHANTOMS, RUN, REPORT, tasks::NODULES, tasks::TASKS, tasks::PAGE, tasks::TABLE];
 
 /// Options of `demo`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
+    /// Go on to fine-tune on small labelled sets of other synthetic patients, from the pretrained weights and from scratch, and to
+    /// compare both (60 runs, about a quarter of an hour on two processor cores)
+    #[arg(long)]
+    finetune: bool,
     #[command(flatten)]
     run: RunArgs,
 }
@@ -42,12 +50,12 @@ pub(super) fn run(common: &Common, a: &Args) -> Result<()> {
     // Wrong settings and a missing adapter are told before anything is written.
     let config = a.run.settings.on(preset.clone())?;
     let (scans, run) = (out.join(PHANTOMS), out.join(RUN));
-    let foreign = |entry: std::fs::DirEntry| ![PHANTOMS, RUN, REPORT].iter().any(|n| entry.file_name() == *n);
+    let foreign = |entry: std::fs::DirEntry| !NAMES.iter().any(|n| entry.file_name() == *n);
     if std::fs::read_dir(&out).is_ok_and(|entries| entries.flatten().any(foreign)) {
         return Err(Error::input(&out, "is not empty and holds no demo; choose another --out"));
     }
     Run::check(&run, a.run.resume, false)?;
-    common.context()?;
+    let ctx = common.context()?;
 
     let set = Set { count: PATIENTS, types: TYPES, seed: config.seed, size: SIZE, spacing: SPACING };
     let picture = scans.join("phantoms.png");
@@ -57,7 +65,7 @@ pub(super) fn run(common: &Common, a: &Args) -> Result<()> {
         files::write_bytes(&picture, &sheet)?;
     }
     let args = RunArgs { out: Some(run), ..a.run.clone() };
-    let mut ready = stages::begin(common, &args, std::slice::from_ref(&scans), preset, true)?;
+    let mut ready = stages::begin(common, stages::open(common, &args, std::slice::from_ref(&scans), preset)?, false, true)?;
     let previews = ready.run.dir().join("previews");
     files::create_dir(&previews)?;
     std::fs::copy(&picture, previews.join("phantoms.png")).map_err(Error::io("copy", &picture))?;
@@ -67,16 +75,29 @@ pub(super) fn run(common: &Common, a: &Args) -> Result<()> {
     outcome.write_summary(std::slice::from_ref(&card))?;
     let page = out.join(REPORT);
     outcome.report("Semantic Genesis on synthetic patients", &page)?;
+    let tried = if a.finetune {
+        let weights = out.join(RUN).join("checkpoints/best.safetensors");
+        Some(tasks::run(&ctx, common.json, &out, &weights, &config)?)
+    } else {
+        None
+    };
     if common.json {
         let mut result = outcome.json();
         result["neighbours_of_same_type"] = card.3;
         result["report"] = json!(page.to_string_lossy());
+        if let Some(tried) = tried {
+            result["finetuning"] = tried.json;
+        }
         text::say_json(&result);
         return Ok(());
     }
     text::say(format_args!("{}: {} ({})", card.0, card.1, card.2));
     outcome.lines().iter().for_each(text::say);
     text::say(format_args!("report:  {}", page.display()));
+    if let Some(tried) = tried {
+        tried.lines.iter().for_each(text::say);
+        text::say(format_args!("report:  {}", out.join(tasks::PAGE).display()));
+    }
     Ok(())
 }
 

@@ -26,7 +26,7 @@ pub(super) fn run(common: &Common, a: &Args) -> Result<()> {
     if let (Source::Run(other), Some(_)) = (Source::of(&inputs)?, &a.run.out) {
         inputs = vec![store_folder(&other)];
     }
-    let mut ready = stages::begin(common, &a.run, &inputs, Config::default(), false)?;
+    let mut ready = stages::begin(common, stages::open(common, &a.run, &inputs, Config::default())?, inputs.is_empty(), false)?;
     let manifest = stages::discover(&mut ready)?;
     let dir = ready.run.dir();
     let file = dir.join(super::run::DISCOVER).join(crate::discover::run::MANIFEST);

@@ -6,20 +6,26 @@
 
 mod args;
 mod bench;
+mod compare;
 mod demo;
 mod devices;
 mod discover;
 mod doctor;
+mod embed;
+mod evaluate;
 mod export;
 mod finetune;
 mod import;
 mod info;
 mod phantom;
 mod plan;
+mod predict;
 mod prepare;
 mod pretrain;
 mod previews;
+mod restore;
 mod run;
+mod scans;
 mod stages;
 mod stop;
 mod summary;
@@ -59,6 +65,16 @@ enum Verb {
     Pretrain(pretrain::Args),
     /// Learn a task from labelled scans, from pretrained weights or from scratch
     Finetune(finetune::Args),
+    /// Let a fine-tuned model answer for new scans: label maps, or a table of probabilities
+    Predict(predict::Args),
+    /// Write what an encoder says about scans or cubes: one row of numbers each
+    Embed(embed::Args),
+    /// Damage scans or cubes as pretraining does, and write what the network restores
+    Restore(restore::Args),
+    /// Hold predictions against the truth: label maps, probabilities of classes, marks
+    Evaluate(evaluate::Args),
+    /// Compare repeated runs: means, deviations, tests of the differences, a page
+    Compare(compare::Args),
     /// Say what a run would need; nothing is allocated or run
     Plan(plan::Args),
     /// Say what is in a checkpoint, a scan, a prepared store, a manifest or a run
@@ -109,6 +125,11 @@ fn dispatch(Cli { common, verb }: Cli) -> Result<()> {
         Verb::Discover(a) => discover::run(&common, &a),
         Verb::Pretrain(a) => pretrain::run(&common, &a),
         Verb::Finetune(a) => finetune::run(&common, &a),
+        Verb::Predict(a) => predict::run(&common, &a),
+        Verb::Embed(a) => embed::run(&common, &a),
+        Verb::Restore(a) => restore::run(&common, &a),
+        Verb::Evaluate(a) => evaluate::run(&common, &a),
+        Verb::Compare(a) => compare::run(&common, &a),
         Verb::Plan(a) => plan::run(&common, &a),
         Verb::Info(a) => info::run(&common, &a),
         Verb::Import(a) => import::run(&common, &a),

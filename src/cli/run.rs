@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::config::Config;
+use crate::data::arrays::sets;
 use crate::data::store::Store;
 use crate::discover::run::MANIFEST;
 use crate::error::{Error, Result};
@@ -36,19 +37,23 @@ pub(super) enum Source {
     Store(PathBuf),
     /// A run whose patterns are taken over.
     Run(PathBuf),
+    /// A folder of cubes that another program has cut.
+    Cubes(PathBuf),
 }
 
 impl Source {
     /// Tells by what lies there.
     ///
     /// # Errors
-    /// A path that does not exist, a store or run among several inputs.
+    /// A path that does not exist; a store, run or folder of cubes among several inputs.
     pub(super) fn of(inputs: &[PathBuf]) -> Result<Self> {
         let kind = |path: &PathBuf| -> Option<Self> {
             if path.join(CONFIG).is_file() && (path.join(DISCOVER).is_dir() || path.join(INPUTS).is_file()) {
                 Some(Self::Run(absolute(path)))
             } else if path.join("index.json").is_file() && path.join("volumes").is_dir() {
                 Some(Self::Store(absolute(path)))
+            } else if sets::holds(path) {
+                Some(Self::Cubes(absolute(path)))
             } else {
                 None
             }
@@ -56,7 +61,7 @@ impl Source {
         match inputs {
             [one] => Ok(kind(one).unwrap_or_else(|| Self::Scans(vec![absolute(one)]))),
             many => match many.iter().find(|p| kind(p).is_some()) {
-                Some(p) => Err(Error::input(p, "is a prepared store or a run, which has to be the only input")),
+                Some(p) => Err(Error::input(p, "is a prepared store, a run or a folder of cubes, which has to be the only input")),
                 None => Ok(Self::Scans(many.iter().map(|p| absolute(p)).collect())),
             },
         }
@@ -70,6 +75,7 @@ impl Source {
             Self::Scans(paths) => json!({ "scans": paths.iter().map(|p| p.to_string_lossy()).collect::<Vec<_>>() }),
             Self::Store(path) => json!({ "store": path.to_string_lossy() }),
             Self::Run(path) => json!({ "run": path.to_string_lossy() }),
+            Self::Cubes(path) => json!({ "cubes": path.to_string_lossy() }),
         }
     }
 }

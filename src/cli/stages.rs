@@ -37,11 +37,17 @@ pub(super) struct Ready {
     before: Option<Config>,
 }
 
-/// Opens or starts the run that the options name, and prepares its scans. `preset` are the settings of a new run, which
-/// `trains` or only discovers.
-///
-/// A new run directory is taken back if its scans or settings cannot be used.
-pub(super) fn begin(common: &Common, args: &RunArgs, inputs: &[PathBuf], preset: Config, trains: bool) -> Result<Ready> {
+/// A run directory with what it begins from.
+pub(super) struct Opened {
+    pub(super) run: Run,
+    pub(super) source: Source,
+    /// Settings before this call, if it continues a run.
+    pub(super) before: Option<Config>,
+    pub(super) config: Config,
+}
+
+/// Opens the run that the options name; nothing is created. `preset` are the settings of a new one.
+pub(super) fn open(common: &Common, args: &RunArgs, inputs: &[PathBuf], preset: Config) -> Result<Opened> {
     let given = if inputs.is_empty() { None } else { Some(Source::of(inputs)?) };
     let out = match (&args.out, &given) {
         (Some(out), _) => out.clone(),
@@ -70,10 +76,19 @@ pub(super) fn begin(common: &Common, args: &RunArgs, inputs: &[PathBuf], preset:
         (None, Source::Run(other)) => Config::load(Some(&other.join("config.toml")), &[])?,
         (None, _) => preset,
     };
-    let mut config = args.settings.on(base)?;
+    let config = args.settings.on(base)?;
     if let Some(before) = &before {
         run.check_settings(before, &config)?;
     }
+    Ok(Opened { run, source, before, config })
+}
+
+/// Opens or starts the run that the options name, and prepares its scans. `preset` are the settings of a new run, which
+/// `trains` or only discovers.
+///
+/// A new run directory is taken back if its scans or settings cannot be used.
+pub(super) fn begin(common: &Common, opened: Opened, recorded: bool, trains: bool) -> Result<Ready> {
+    let Opened { run, source, before, mut config } = opened;
     let ctx = common.context()?;
     let published = Config::default().cube.size;
     if config.cube.size != published {
@@ -82,23 +97,9 @@ pub(super) fn begin(common: &Common, args: &RunArgs, inputs: &[PathBuf], preset:
     }
     let ready = (|| {
         run.begin(&config, source.json(), &ctx, &Fits::new())?;
-        let store = store(&run, &source, inputs.is_empty(), &config, common.json)?;
+        let store = store(&run, &source, recorded, &config, common.json)?;
         adopt(&mut config, &source, &store);
-        let begun = run.choices()?;
-        let fresh = begun.is_none();
-        ctx.choose(begun.unwrap_or_else(|| if config.train.tune == Tune::Off { Choices::default() } else { choices_for(ctx.caps()) }));
-        let fits = decide(&mut config, &ctx, &source, &store, trains)?;
-        if fresh && config.train.tune == Tune::Full {
-            let budget = Duration::from_secs(config.train.tune_seconds as u64);
-            ctx.choose(tune::search_for(&ctx, &config, budget, false, common.json)?.0.choices());
-            stop::check()?;
-        }
-        // What decides the bits stays with the run.
-        run.keep_choices(&ctx.choices())?;
-        for (stage, fit) in &fits {
-            text::note(common.json, &format!("{stage}: {fit}"));
-        }
-        run.begin(&config, source.json(), &ctx, &fits)?;
+        settle(&mut config, &ctx, &run, &source, common.json, |config| decide(config, &ctx, &source, &store, trains))?;
         Ok(store)
     })();
     match ready {
@@ -112,6 +113,32 @@ pub(super) fn begin(common: &Common, args: &RunArgs, inputs: &[PathBuf], preset:
             Err(e)
         }
     }
+}
+
+/// Decides what the bits of a run depend on besides its settings, and keeps it with the run: the kernels' variants, and how batches
+/// are taken apart, which `decide` says.
+pub(super) fn settle(
+    config: &mut Config,
+    ctx: &Context,
+    run: &Run,
+    source: &Source,
+    json: bool,
+    decide: impl FnOnce(&mut Config) -> Result<Fits>,
+) -> Result<()> {
+    let begun = run.choices()?;
+    let fresh = begun.is_none();
+    ctx.choose(begun.unwrap_or_else(|| if config.train.tune == Tune::Off { Choices::default() } else { choices_for(ctx.caps()) }));
+    let fits = decide(config)?;
+    if fresh && config.train.tune == Tune::Full {
+        let budget = Duration::from_secs(config.train.tune_seconds as u64);
+        ctx.choose(tune::search_for(ctx, config, budget, false, json)?.0.choices());
+        stop::check()?;
+    }
+    run.keep_choices(&ctx.choices())?;
+    for (stage, fit) in &fits {
+        text::note(json, &format!("{stage}: {fit}"));
+    }
+    run.begin(config, source.json(), ctx, &fits)
 }
 
 /// Decides how the batches are taken apart as far as that is left to the program. The settings keep it, so that the run
@@ -166,6 +193,9 @@ fn store(run: &Run, source: &Source, recorded: bool, config: &Config, json: bool
             Ok(store)
         }
         Source::Run(dir) => Ok(run::patterns(dir)?.0),
+        Source::Cubes(dir) => {
+            Err(Error::input(dir, "holds cubes that are cut already, from which only `semgen pretrain` can learn; give scans"))
+        }
     }
 }
 

@@ -8,8 +8,6 @@ use serde_json::{Map, Value, json};
 
 use super::text;
 use crate::config::Config;
-use crate::data::store::Store;
-use crate::discover::manifest::Manifest;
 use crate::error::Result;
 use crate::files;
 use crate::report::pretraining_report;
@@ -20,9 +18,10 @@ use crate::train::pretrain::read_checkpoint;
 /// Results of a finished run.
 pub(super) struct Outcome {
     run: PathBuf,
-    scans: usize,
-    classes: usize,
-    crops: usize,
+    /// What was learnt from.
+    learnt: Card,
+    /// Pseudo labels; `None` where restoration alone was learnt.
+    classes: Option<usize>,
     steps: u64,
     /// Epoch and validation of the best weights.
     best: (u32, Validation),
@@ -45,8 +44,7 @@ impl Outcome {
     pub(super) fn new(
         run: &Path,
         config: &Config,
-        store: &Store,
-        manifest: &Manifest,
+        learnt: Card,
         state: &State,
         wall: Duration,
         (peak_bytes, phase_bytes): (u64, BTreeMap<String, u64>),
@@ -57,9 +55,8 @@ impl Outcome {
         let training_seconds = records.iter().filter_map(|r| r["cubes_per_s"].as_f64()).map(|speed| batch / speed.max(1e-9)).sum();
         Ok(Self {
             run: run.to_path_buf(),
-            scans: store.scans().len(),
-            classes: manifest.classes().len(),
-            crops: manifest.crops().len(),
+            learnt,
+            classes: (config.loss.classification > 0.0).then_some(config.model.classes),
             steps: state.step,
             best: (best.epoch, best.validation.unwrap_or_default()),
             wall,
@@ -70,26 +67,30 @@ impl Outcome {
         })
     }
 
+    /// The run directory.
+    pub(super) fn run(&self) -> &Path {
+        &self.run
+    }
+
     fn cards(&self) -> Vec<Card> {
         let (epoch, v) = (&self.best.0, &self.best.1);
-        let chance = 1.0 / self.classes as f64;
         let less = 100.0 * (1.0 - v.restoration / v.identity);
         let restored = match less {
             l if !l.is_finite() => String::new(),
             l if l >= 0.0 => format!("{l:.0} % below the distorted input's {:.5}", v.identity),
             l => format!("{:.0} % above the distorted input's {:.5}", -l, v.identity),
         };
-        let mut cards = vec![
-            (
-                "Validation accuracy",
-                format!("{:.1} %", 100.0 * v.accuracy),
-                format!("of {} labels; guessing finds {:.1} %", self.classes, 100.0 * chance),
-                json!(v.accuracy),
-            ),
+        let accuracy = self.classes.map(|classes| {
+            let chance = 100.0 / classes as f64;
+            let note = format!("of {classes} labels; guessing finds {chance:.1} %");
+            ("Validation accuracy", format!("{:.1} %", 100.0 * v.accuracy), note, json!(v.accuracy))
+        });
+        let mut cards: Vec<Card> = accuracy.into_iter().collect();
+        cards.extend([
             ("Restoration error (MSE)", format!("{:.5}", v.restoration), restored, json!(v.restoration)),
             ("Best validation loss", format!("{:.5}", v.loss), format!("epoch {epoch} of the joint phase"), json!(v.loss)),
             ("Optimiser steps", self.steps.to_string(), "both phases".into(), json!(self.steps)),
-            ("Scans", self.scans.to_string(), format!("{} crops", self.crops), json!(self.scans)),
+            self.learnt.clone(),
             (
                 "Training time",
                 seconds(self.training_seconds),
@@ -97,7 +98,7 @@ impl Outcome {
                 json!(self.training_seconds),
             ),
             ("Device memory", text::bytes(self.peak_bytes), "most in use at once".into(), json!(self.peak_bytes)),
-        ];
+        ]);
         if let Some((scale, skipped)) = self.scaling {
             let note = format!("mixed precision; the loss scale ended at {scale}");
             cards.push(("Skipped steps", skipped.to_string(), note, json!(skipped)));
@@ -124,7 +125,7 @@ impl Outcome {
         let v = &self.best.1;
         json!({
             "run": self.run.to_string_lossy(), "weights": self.weights().to_string_lossy(), "steps": self.steps, "classes": self.classes,
-            "best_epoch": self.best.0, "validation_loss": v.loss, "validation_accuracy": v.accuracy, "chance": 1.0 / self.classes as f64,
+            "best_epoch": self.best.0, "validation_loss": v.loss, "validation_accuracy": self.classes.map(|_| v.accuracy), "chance": self.classes.map(|n| 1.0 / n as f64),
             "restoration_error": v.restoration, "identity_error": v.identity, "training_seconds": self.training_seconds,
             "device_bytes_peak": self.peak_bytes, "device_bytes_by_phase": self.phase_bytes, "wall_seconds": self.wall.as_secs_f64(), "report": self.run.join("report.html").to_string_lossy(),
         })

@@ -1,5 +1,7 @@
 //! Cubes in `.npy` files of `NumPy`, mapped into memory: one array of `[n, x, y, z]`, whose rows are converted when they are asked for.
 
+pub mod sets;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::orient::{Axes, lps_cosines};
-use super::resample::{Rule, sample, smooth};
+use super::resample::{Rule, sample, sample_window, smooth};
 use super::volume::{Affine, IDENTITY, Volume, apply, inverse, multiply, spacing, translation, voxels};
 
 /// Off-axis direction cosine up to which a scan counts as aligned with the patient's axes: over
@@ -111,9 +111,17 @@ impl Frame {
 
     /// Intensities stored as in the source on this frame's grid, `[x][y][z]`: turned, smoothed if shrunk, trilinear; 0 outside.
     pub fn image(&self, stored: Vec<f32>) -> Vec<f32> {
-        let turned = self.axes.turned_size(self.source_size);
-        let data = smooth(self.axes.turn(stored, self.source_size), turned, self.sigma);
-        sample(&data, turned, self.grid, &self.to_turned, Rule::Linear)
+        self.window(&self.turned(stored), [0; 3], self.grid)
+    }
+
+    /// Intensities stored as in the source, ready for [`Frame::window`]: turned, and smoothed if the grid is coarser.
+    pub fn turned(&self, stored: Vec<f32>) -> Vec<f32> {
+        smooth(self.axes.turn(stored, self.source_size), self.axes.turned_size(self.source_size), self.sigma)
+    }
+
+    /// The window of [`Frame::image`] that begins at `start` and lies within the grid, from what [`Frame::turned`] made.
+    pub fn window(&self, turned: &[f32], start: [usize; 3], size: [usize; 3]) -> Vec<f32> {
+        sample_window(turned, self.axes.turned_size(self.source_size), start, size, &self.to_turned, Rule::Linear)
     }
 
     /// A label map that belongs to the source on this frame's grid, nearest neighbour; 0 outside.

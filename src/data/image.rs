@@ -71,6 +71,19 @@ pub fn stream(path: &Path, each: &mut dyn FnMut(&[f32]) -> ControlFlow<()>) -> R
     if is_metaimage(path) { metaimage::stream(path, each) } else { nifti::stream(path, each) }
 }
 
+/// The geometry of a scan file, for writing another that lies exactly where it lies: that of NIfTI files field by field, that of
+/// others from the affine.
+///
+/// # Errors
+/// As [`read_series_header`].
+pub fn geometry(path: &Path) -> Result<nifti::Geometry> {
+    if is_metaimage(path) {
+        let affine = metaimage::read_header(path)?.affine;
+        return nifti::Geometry::of(&affine).map_err(|what| crate::error::Error::input(path, what));
+    }
+    nifti::geometry(path)
+}
+
 /// All files that a scan consists of, the named one first.
 ///
 /// # Errors

@@ -50,6 +50,21 @@ pub struct Ready {
     pub notes: Vec<String>,
 }
 
+/// A scan with its values in `[0, 1]`, from which windows of the prepared grid are sampled.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// Values in the scan's own resolution, axes left, posterior, superior; smoothed if the prepared grid is coarser.
+    pub turned: Vec<f32>,
+    /// Where the prepared grid lies in the scan.
+    pub frame: Frame,
+    /// Intensities that became 0 and 1.
+    pub range: [f32; 2],
+    /// Voxels that were not finite and became 0.
+    pub replaced: usize,
+    /// What a user should know about this scan.
+    pub notes: Vec<String>,
+}
+
 impl Recipe {
     /// Reads and prepares a scan file.
     ///
@@ -91,6 +106,17 @@ impl Recipe {
     /// # Errors
     /// A sentence about a scan without contrast, with too many values that are not finite, or with an impossible voxel size.
     pub fn apply(&self, volume: Volume) -> Result<Ready, String> {
+        let Source { turned, frame, range, replaced, notes } = self.source(volume)?;
+        let data = frame.window(&turned, [0; 3], frame.grid);
+        Ok(Ready { data, frame, range, replaced, notes })
+    }
+
+    /// As [`Recipe::apply`], but nothing is sampled yet: windows of the prepared grid are taken from it one by one, so that a
+    /// scan that becomes larger does not have to fit in memory.
+    ///
+    /// # Errors
+    /// As [`Recipe::apply`].
+    pub fn source(&self, volume: Volume) -> Result<Source, String> {
         let Volume { mut data, size, affine } = volume;
         if voxels(size) != Some(data.len()) {
             return Err(format!("{} values do not fill a grid of {size:?}", data.len()));
@@ -111,8 +137,8 @@ impl Recipe {
             Align::Body => self.body(&data, &whole),
         };
         let frame = whole.on_grid(grid, centre);
-        let data = frame.image(data);
-        Ok(Ready { data, frame, range, replaced, notes })
+        let turned = frame.turned(data);
+        Ok(Source { turned, frame, range, replaced, notes })
     }
 
     /// The centroid of the body as a point of the whole scan's grid: for CT voxels above -300 HU, else the upper half of the range.

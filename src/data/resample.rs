@@ -20,11 +20,17 @@ pub enum Rule {
 ///
 /// Points up to half a voxel outside take the value at the border; points further outside are 0.
 pub fn sample(data: &[f32], from: [usize; 3], to: [usize; 3], map: &Affine, rule: Rule) -> Vec<f32> {
+    sample_window(data, from, [0; 3], to, map, rule)
+}
+
+/// The window of [`sample`]'s result that begins at `start`, bit for bit, of any size.
+pub fn sample_window(data: &[f32], from: [usize; 3], start: [usize; 3], to: [usize; 3], map: &Affine, rule: Rule) -> Vec<f32> {
     let mut out = vec![0.0; to.iter().product()];
     let straight = (0..3).all(|r| (0..3).all(|c| r == c || map[r][c] == 0.0));
     let [_, ny, nz] = to;
+    let at = |a: usize, p: usize| (start[a] + p) as f64;
     let axis =
-        |a: usize| -> Vec<Option<Between>> { (0..to[a]).map(|p| Between::new(map[a][a] * p as f64 + map[a][3], from[a], rule)).collect() };
+        |a: usize| -> Vec<Option<Between>> { (0..to[a]).map(|p| Between::new(map[a][a] * at(a, p) + map[a][3], from[a], rule)).collect() };
     let tables = straight.then(|| [axis(0), axis(1), axis(2)]);
     out.par_chunks_mut((ny * nz).max(1)).enumerate().for_each(|(x, plane)| {
         for (y, row) in plane.chunks_mut(nz).enumerate() {
@@ -32,7 +38,7 @@ pub fn sample(data: &[f32], from: [usize; 3], to: [usize; 3], map: &Affine, rule
                 let place = match &tables {
                     Some([tx, ty, tz]) => [tx[x], ty[y], tz[z]],
                     None => {
-                        let p = apply(map, [x as f64, y as f64, z as f64]);
+                        let p = apply(map, [at(0, x), at(1, y), at(2, z)]);
                         std::array::from_fn(|a| Between::new(p[a], from[a], rule))
                     }
                 };
@@ -201,6 +207,22 @@ mod tests {
                 if (0..3).all(|a| (0.0..=size[a] as f64 - 1.0).contains(&p[a])) {
                     assert!((v - f(p)).abs() < 1e-6, "{v} {p:?}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn a_window_of_a_resampled_image_has_its_bits() {
+        let (size, to) = ([7, 8, 9], [10, 11, 12]);
+        let data = noise(504);
+        let straight = [[0.61, 0.0, 0.0, 0.7], [0.0, 0.73, 0.0, 0.2], [0.0, 0.0, 0.7, 0.1], IDENTITY[3]];
+        let turned = [[0.61, 0.1, 0.0, 0.7], [-0.1, 0.8, 0.1, 0.4], [0.05, 0.0, 0.7, 0.1], IDENTITY[3]];
+        for map in [straight, turned] {
+            let whole = sample(&data, size, to, &map, Rule::Linear);
+            let part = sample_window(&data, size, [3, 5, 4], [6, 2, 7], &map, Rule::Linear);
+            for (n, v) in part.iter().enumerate() {
+                let (x, y, z) = (3 + n / 14, 5 + n / 7 % 2, 4 + n % 7);
+                assert_eq!(*v, whole[(x * 11 + y) * 12 + z]);
             }
         }
     }

@@ -136,16 +136,18 @@ fn once_each(files: BTreeSet<PathBuf>) -> Vec<PathBuf> {
     files.into_iter().filter(|f| seen.insert(f.canonicalize().unwrap_or_else(|_| f.clone()))).collect()
 }
 
+/// The name of a scan in that of a label map: what stands before a word such as `_mask`, `_seg`, `_labels`; `None` without one.
+pub fn without_word(stem: &str) -> Option<&str> {
+    let (at, _) = stem.char_indices().rev().find(|&(_, c)| "_-. ".contains(c))?;
+    WORDS.contains(&stem[at + 1..].to_ascii_lowercase().as_str()).then_some(&stem[..at])
+}
+
 /// Rule 1: the name is a sibling's plus a word.
 fn named_after_a_scan(path: &Path) -> Option<String> {
     let stem = image::stem(path);
-    let (at, _) = stem.char_indices().rev().find(|&(_, c)| "_-. ".contains(c))?;
-    let (scan, word) = (&stem[..at], &stem[at + 1..]);
-    if !WORDS.contains(&word.to_ascii_lowercase().as_str()) {
-        return None;
-    }
+    let scan = without_word(&stem)?;
     let sibling = image::ENDINGS.map(|e| path.with_file_name(format!("{scan}{e}"))).into_iter().find(|p| p.is_file())?;
-    Some(format!("named after {} with \"{}\" added", sibling.file_name().unwrap_or_default().to_string_lossy(), &stem[at..]))
+    Some(format!("named after {} with \"{}\" added", sibling.file_name().unwrap_or_default().to_string_lossy(), &stem[scan.len()..]))
 }
 
 /// Rules 2 and 3. A file that cannot be read is no label map.

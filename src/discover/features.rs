@@ -172,7 +172,10 @@ fn read(out: &Path) -> Result<(About, Features)> {
 }
 
 /// The bytes of a `.npy` file of rows of `width`.
-fn npy(data: &[f32], width: usize) -> std::io::Result<Vec<u8>> {
+///
+/// # Errors
+/// A width that does not divide the data.
+pub fn npy(data: &[f32], width: usize) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let shape = [(data.len() / width) as u64, width as u64];
     let mut writer = npyz::WriteOptions::new().default_dtype().shape(&shape).writer(&mut bytes).begin_nd()?;

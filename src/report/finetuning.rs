@@ -10,12 +10,19 @@ use super::html::{Cell, Report};
 use super::preview;
 use super::sheet::{Sheet, Tile};
 use crate::error::Result;
+use crate::files;
 use crate::task::measure::{Answer, Measured};
 use crate::task::set::Set;
 use crate::task::table::Part;
-use crate::task::{Description, Kind};
+use crate::task::windows::seen_from;
+use crate::task::{Description, Kind, Output};
 use crate::train::log;
 
+/// The picture of examples in a run's directory.
+const EXAMPLES: &str = "examples.png";
+/// Examples of a classification in a row, and rows.
+const ACROSS: usize = 6;
+const DOWN: usize = 3;
 /// Rows of the table of cases.
 const CASES: usize = 200;
 
@@ -66,8 +73,14 @@ pub fn report(dir: &Path, task: &Description, set: &Set, parts: &BTreeMap<&str, 
         report.card("Time", &format!("{s:.0} s"), "this call, data preparation and testing included");
     }
     curves(&mut report, &records);
-    if task.kind == Kind::Segment {
-        pictures(&mut report, task, set, parts)?;
+    if let Some((part, sheet)) = match task.kind {
+        Kind::Segment => overlays(task, set, parts)?,
+        Kind::Classify => answers(task, set, parts)?,
+    } {
+        let png = sheet.encode()?;
+        files::write_bytes(&dir.join(EXAMPLES), &png)?;
+        report.section("What the model does");
+        report.picture(&png, &format!("Scans of the {part} part, on which nothing was learnt, with the truth and the model's answer."));
     }
     metrics(&mut report, parts);
     cases(&mut report, task, parts);
@@ -120,8 +133,8 @@ fn curves(report: &mut Report, records: &[Value]) {
 }
 
 /// Scans with the truth and the answer laid over them, where the truth is largest.
-fn pictures(report: &mut Report, task: &Description, set: &Set, parts: &BTreeMap<&str, Measured>) -> Result<()> {
-    let Some((part, found)) = ["test", "validation"].iter().find_map(|p| Some((p, parts.get(p)?))) else { return Ok(()) };
+fn overlays<'p>(task: &Description, set: &Set, parts: &'p BTreeMap<&str, Measured>) -> Result<Option<(&'p str, Sheet)>> {
+    let Some((part, found)) = shown(parts) else { return Ok(None) };
     let mut sheet = Sheet::new(format!("Segmentation of the {part} part"))
         .note("Slices through the largest area of the truth. The patient's left is on the right.")
         .legend(&task.classes[1..])
@@ -144,12 +157,49 @@ fn pictures(report: &mut Report, task: &Description, set: &Set, parts: &BTreeMap
         let tiles = vec![over(&axial, &truth, flat)?, over(&axial, map, flat)?, over(&coronal, &truth, high)?, over(&coronal, map, high)?];
         sheet = sheet.row(name, tiles);
     }
-    report.section("What the model does");
-    report.picture(
-        &sheet.encode()?,
-        &format!("Scans of the {part} part, on which nothing was learnt, with the truth and with the model's answer."),
-    );
-    Ok(())
+    Ok(Some((part, sheet)))
+}
+
+/// Scans with the true class and the probability that the model gives, spread evenly over the cases; nothing for several labels a case.
+fn answers<'p>(task: &Description, set: &Set, parts: &'p BTreeMap<&str, Measured>) -> Result<Option<(&'p str, Sheet)>> {
+    let Some((part, found)) = shown(parts) else { return Ok(None) };
+    if task.output == Output::Multilabel {
+        return Ok(None);
+    }
+    let mut sheet = Sheet::new(format!("Classification of the {part} part"))
+        .note("The middle slice of what the network sees: the truth, and the probability that the model gives it.");
+    let count = found.cases.len().min(ACROSS * DOWN);
+    let picked: Vec<&(String, Answer)> = (0..count).map(|i| &found.cases[i * found.cases.len() / count]).collect();
+    for row in picked.chunks(ACROSS) {
+        let mut tiles = Vec::new();
+        for (id, answer) in row {
+            let (Some(entry), Answer::Probabilities(p)) = (set.entries.iter().find(|e| e.id == *id), answer) else { continue };
+            let Some(truth) = entry.labels.first().copied().flatten() else { continue };
+            let values = set.window(entry.scan, seen_from(set, task, entry), task.window);
+            let values: Vec<f32> = values.into_iter().step_by(task.channels.len()).collect();
+            let class = truth as usize;
+            let probability = match task.output {
+                Output::Multiclass => p[class],
+                _ if class == 1 => p[0],
+                _ => 1.0 - p[0],
+            };
+            let spacing = task.recipe.spacing;
+            tiles.push(
+                preview::axial(&values, task.window, task.window[2] / 2)?
+                    .aspect(spacing[1] / spacing[0])
+                    .caption(format!("{}: {probability:.2}", task.classes[class])),
+            );
+        }
+        if !tiles.is_empty() {
+            sheet = sheet.row("", tiles);
+        }
+    }
+    Ok(Some((part, sheet)))
+}
+
+/// The part to show cases of.
+fn shown<'p>(parts: &'p BTreeMap<&str, Measured>) -> Option<(&'p str, &'p Measured)> {
+    ["test", "validation"].iter().find_map(|p| parts.get_key_value(p)).map(|(&name, found)| (name, found)).filter(|p| !p.1.cases.is_empty())
 }
 
 /// For each axis the plane with the most voxels that are not background; the middle one if there are none.

@@ -7,7 +7,7 @@ use super::finetune::objective;
 use super::judge::{Overlap, Ranking};
 use super::set::Set;
 use super::table::Part;
-use super::windows::{Windows, tiles};
+use super::windows::{Windows, flip, tiles};
 use super::{Description, Kind, Output};
 use crate::config::Config;
 use crate::error::Result;
@@ -54,7 +54,57 @@ pub fn probabilities(output: Output, logits: &[f32]) -> Vec<f32> {
     }
 }
 
+/// Every choice of axes to reverse among those that may be, that of none first.
+fn reversals(may: [bool; 3]) -> Vec<[bool; 3]> {
+    (0..8u8).map(|bits| [0, 1, 2].map(|a| bits >> a & 1 == 1)).filter(|r| (0..3).all(|a| may[a] || !r[a])).collect()
+}
+
+/// Reverses each of the samples `data`, `[n][x][y][z]` with `inner` values a voxel.
+fn reverse(data: &mut [f32], size: [usize; 3], inner: usize, axes: [bool; 3]) {
+    for sample in data.chunks_mut(size.iter().product::<usize>() * inner) {
+        (0..3).filter(|&a| axes[a]).for_each(|a| flip(sample, size, inner, a));
+    }
+}
+
+/// Logits that give the mean of probabilities.
+fn logits_of(output: Output, mean: &[f64]) -> Vec<f32> {
+    // Rounded to 0 or 1, a probability has no finite logit.
+    let known = |p: f64| p.clamp(f64::MIN_POSITIVE, 1.0 - f64::EPSILON);
+    let logit = |p: f64| if output == Output::Multiclass { p.ln() } else { p.ln() - (1.0 - p).ln() };
+    mean.iter().map(|&p| logit(known(p)) as f32).collect()
+}
+
+/// The decisions that logits mean, as the network's output `decided` has them.
+fn decided(task: &Description, logits: &[f32]) -> Vec<u32> {
+    let largest = |z: &[f32]| (0..z.len()).fold(0, |b, c| if z[c] > z[b] { c } else { b }) as u32;
+    match task.output {
+        Output::Multiclass => logits.chunks_exact(task.outputs()).map(largest).collect(),
+        _ => logits.iter().map(|&z| f32::from(u8::from(z > 0.0)).to_bits()).collect(),
+    }
+}
+
+/// Runs the network over `cubes` reversed in each of the ways `over`: logits of the mean probabilities.
+fn over_reversals(ctx: &Context, session: &Session, task: &Description, cubes: &[f32], over: &[[bool; 3]]) -> Result<Vec<f32>> {
+    let mut sum: Vec<f64> = Vec::new();
+    for &axes in over {
+        let mut cubes = cubes.to_vec();
+        reverse(&mut cubes, task.window, task.channels.len(), axes);
+        ctx.upload(session.input("input")?, 0, &cubes);
+        session.run(ctx)?;
+        let logits = session.read::<f32>(ctx, "logits")?;
+        let mut found: Vec<f32> = logits.chunks_exact(task.outputs()).flat_map(|z| probabilities(task.output, z)).collect();
+        if task.kind == Kind::Segment {
+            reverse(&mut found, task.window, task.outputs(), axes);
+        }
+        sum.resize(found.len(), 0.0);
+        sum.iter_mut().zip(found).for_each(|(s, p)| *s += f64::from(p));
+    }
+    let mean: Vec<f64> = sum.into_iter().map(|s| s / over.len() as f64).collect();
+    Ok(logits_of(task.output, &mean))
+}
+
 /// Runs the network `weights` over the cases of `part`: segmentation in windows that touch but do not overlap, on the prepared grid.
+/// With `finetune.test_flips` probabilities are means over all flips that `finetune.flip` allows.
 ///
 /// # Errors
 /// A part without cases, weights that are not the network's, what the device reports.
@@ -66,6 +116,7 @@ pub fn measure(ctx: &Context, config: &Config, set: &Arc<Set>, task: &Descriptio
     let store = Store::new(ctx, &graph, config.seed)?;
     load_state_dict(ctx, &store, weights, true)?;
     let session = Session::new(ctx, Plan::with(&graph, ctx.caps(), &Options::of(ctx))?, &store)?;
+    let over = reversals(if config.finetune.test_flips { config.finetune.flip.axes() } else { [false; 3] });
     let tiles = tiles(set, task, part);
     let entries = set.of(part);
     let (mut overlap, mut ranking) = (Overlap::new(task, &tiles), Ranking::new(task));
@@ -73,15 +124,23 @@ pub fn measure(ctx: &Context, config: &Config, set: &Arc<Set>, task: &Descriptio
     let mut maps: Vec<(usize, Vec<u16>)> = Vec::new();
     for loaded in Loader::validation(samples, batch)? {
         let loaded = loaded?;
-        ctx.upload(session.input("input")?, 0, &loaded.cubes);
         ctx.upload(session.input("labels")?, 0, &loaded.targets);
         if let Ok(weights) = session.input("weights") {
             ctx.upload(weights, 0, &vec![1f32; task.outputs()]);
         }
-        session.run(ctx)?;
+        let mean = if over.len() > 1 {
+            Some(over_reversals(ctx, &session, task, &loaded.cubes, &over)?)
+        } else {
+            ctx.upload(session.input("input")?, 0, &loaded.cubes);
+            session.run(ctx)?;
+            None
+        };
         let valid = &loaded.samples[..loaded.valid];
         if task.kind == Kind::Segment {
-            let decided = session.read::<u32>(ctx, "decided")?;
+            let decided = match &mean {
+                Some(logits) => decided(task, logits),
+                None => session.read::<u32>(ctx, "decided")?,
+            };
             overlap.take(valid, &decided, &loaded.targets);
             let class = |bits: u32| if task.output == Output::Multiclass { bits as u16 } else { u16::from(f32::from_bits(bits) > 0.0) };
             for (i, &s) in valid.iter().enumerate() {
@@ -101,7 +160,10 @@ pub fn measure(ctx: &Context, config: &Config, set: &Arc<Set>, task: &Descriptio
                 });
             }
         } else {
-            let logits = session.read::<f32>(ctx, "logits")?;
+            let logits = match mean {
+                Some(logits) => logits,
+                None => session.read::<f32>(ctx, "logits")?,
+            };
             let bits: Vec<u32> = logits.iter().map(|z| z.to_bits()).collect();
             ranking.take(valid, &bits, &loaded.targets);
             for (&s, z) in valid.iter().zip(logits.chunks_exact(task.outputs())) {
@@ -127,4 +189,40 @@ fn mean_dice(answer: &Answer) -> Option<f64> {
     let Answer::Dice(values) = answer else { return None };
     let known: Vec<f64> = values.iter().flatten().copied().collect();
     (!known.is_empty()).then(|| known.iter().sum::<f64>() / known.len() as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn axes_that_may_be_reversed_are_in_all_choices() {
+        assert_eq!(reversals([false; 3]), [[false; 3]]);
+        assert_eq!(reversals([true, false, false]), [[false; 3], [true, false, false]]);
+        assert_eq!(reversals([true, true, false]).len(), 4);
+        let all = reversals([true; 3]);
+        assert_eq!((all.len(), all[0], all[7]), (8, [false; 3], [true; 3]));
+    }
+
+    #[test]
+    fn every_sample_is_reversed_by_itself_and_twice_is_not_at_all() {
+        let before: Vec<f32> = (0..24u8).map(f32::from).collect();
+        let mut data = before.clone();
+        reverse(&mut data, [1, 2, 3], 2, [true, false, true]);
+        assert_eq!(data[..12], [4.0, 5.0, 2.0, 3.0, 0.0, 1.0, 10.0, 11.0, 8.0, 9.0, 6.0, 7.0]);
+        assert_eq!(data[12..14], [16.0, 17.0]);
+        reverse(&mut data, [1, 2, 3], 2, [true, false, true]);
+        assert_eq!(data, before);
+    }
+
+    #[test]
+    fn logits_of_means_give_the_means_again() {
+        for (output, mean) in [(Output::Multiclass, vec![0.2, 0.7, 0.1]), (Output::Multilabel, vec![0.9, 0.0, 1.0])] {
+            let logits = logits_of(output, &mean);
+            assert!(logits.iter().all(|z| z.is_finite()));
+            for (p, m) in probabilities(output, &logits).iter().zip(&mean) {
+                assert!((f64::from(*p) - m).abs() < 1e-6, "{p} and {m}");
+            }
+        }
+    }
 }

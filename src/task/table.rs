@@ -144,10 +144,19 @@ pub struct Table {
     pub channels: Vec<String>,
     /// What the outputs are.
     pub output: Output,
-    /// Cross-validation that comes with the data: the cases that each fold validates on.
-    pub folds: Vec<Vec<String>>,
+    /// Cross-validation that comes with the data.
+    pub folds: Vec<Fold>,
     /// What a user should know.
     pub notes: Vec<String>,
+}
+
+/// A fold of a cross-validation that comes with the data, by ids of cases.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Fold {
+    /// To learn from.
+    pub train: Vec<String>,
+    /// To validate on.
+    pub validation: Vec<String>,
 }
 
 /// How the files of a data set lie.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::set::Set;
+use super::set::{Entry, Set};
 use super::table::Part;
 use super::{Description, Kind, Output, View};
 use crate::config::{Config, Finetune};
@@ -171,7 +171,7 @@ impl Windows {
     /// Training samples: random windows of each scan, or every case once; changed at random.
     ///
     /// # Errors
-    /// A training part without cases.
+    /// A training part without cases; `finetune.negatives_per_positive` where there are more than two classes.
     pub fn train(self: &Arc<Self>) -> Result<Arc<Samples>> {
         let cases = self.set.of(Part::Train);
         let this = Arc::clone(self);
@@ -186,6 +186,12 @@ impl Windows {
             });
         }
         let ratio = self.settings.negatives_per_positive;
+        if ratio > 0.0 && self.task.output != Output::Binary {
+            return Err(Error::Usage(format!(
+                "finetune.negatives_per_positive = {ratio} is for tasks of two classes, but this one has {}; set it to 0",
+                self.task.classes.join(", ")
+            )));
+        }
         let (positive, negative): (Vec<usize>, Vec<usize>) =
             cases.iter().partition(|&&i| ratio <= 0.0 || self.set.entries[i].labels.first().copied().flatten() != Some(0.0));
         let drawn = if ratio > 0.0 { ((positive.len() as f32 * ratio).ceil() as usize).min(negative.len()) } else { 0 };
@@ -273,12 +279,7 @@ impl Windows {
 
     fn classify_at(&self, entry: usize) -> Sample {
         let e = &self.set.entries[entry];
-        let window = self.task.window;
-        let start = match (self.task.view, e.place) {
-            (View::Point, Some(p)) => std::array::from_fn(|a| (p[a] - (window[a] as f64 - 1.0) / 2.0).round() as i64),
-            // Cubes and resized scans; in the middle where sizes differ.
-            _ => std::array::from_fn(|a| (self.set.scans[e.scan].size[a] as i64 - window[a] as i64).div_euclid(2)),
-        };
+        let (start, window) = (seen_from(&self.set, &self.task, e), self.task.window);
         let target = match self.task.output {
             Output::Multiclass => vec![e.labels.first().copied().flatten().unwrap_or(0.0) as u32],
             _ => self.weights.iter().enumerate().map(|(o, w)| signed(e.labels.get(o).copied().flatten(), *w).to_bits()).collect(),
@@ -305,6 +306,16 @@ impl Windows {
             }
         }
         sample
+    }
+}
+
+/// First voxel of the window that a classification is shown of a case.
+pub fn seen_from(set: &Set, task: &Description, e: &Entry) -> [i64; 3] {
+    let window = task.window;
+    match (task.view, e.place) {
+        (View::Point, Some(p)) => std::array::from_fn(|a| (p[a] - (window[a] as f64 - 1.0) / 2.0).round() as i64),
+        // Cubes and resized scans; in the middle where sizes differ.
+        _ => std::array::from_fn(|a| (set.scans[e.scan].size[a] as i64 - window[a] as i64).div_euclid(2)),
     }
 }
 
@@ -343,7 +354,7 @@ fn some_voxels(set: &Set, scan: usize, classes: usize) -> Vec<Vec<u32>> {
 }
 
 /// Reverses `[x][y][z]` data with `inner` values a voxel along an axis.
-fn flip<T: Copy>(data: &mut [T], size: [usize; 3], inner: usize, axis: usize) {
+pub(super) fn flip<T: Copy>(data: &mut [T], size: [usize; 3], inner: usize, axis: usize) {
     let stride: usize = size[axis + 1..].iter().product::<usize>() * inner;
     for block in data.chunks_mut(size[axis] * stride) {
         for i in 0..size[axis] / 2 {

@@ -14,6 +14,7 @@ use super::network::Objective;
 use super::phase::{Feed, Observer, Phase, State};
 use super::schedule::Rules;
 use crate::config::Config;
+use crate::data::arrays::sets::{CubeSet, Rows};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::gpu::Context;
@@ -28,8 +29,22 @@ pub struct Data {
     pub train: Arc<Samples>,
     /// Validation crops.
     pub validation: Arc<Samples>,
-    /// Hash of the pattern manifest they come from; a run only resumes on the same one.
+    /// Hash of the pattern manifest or of the files of cubes they come from; a run only resumes on the same.
     pub manifest: String,
+}
+
+impl Data {
+    /// Cubes that another program has cut.
+    ///
+    /// # Errors
+    /// A part without cubes.
+    pub fn of_cubes(set: &CubeSet) -> Result<Self> {
+        let samples = |rows: &Rows| {
+            let (rows, items) = (rows.clone(), (0u32..).zip(rows.labels()).collect::<Vec<_>>());
+            Samples::new(items, set.size.iter().product(), move |i| rows.cube(i as usize))
+        };
+        Ok(Self { train: samples(&set.train)?, validation: samples(&set.validation)?, manifest: set.identity.clone() })
+    }
 }
 
 /// The state saved in a checkpoint, and its tensors.

@@ -2,6 +2,7 @@
 
 use nifti::{Endianness, NiftiHeader};
 
+use super::geometry::Geometry;
 use crate::data::volume::{self, Affine, IDENTITY};
 use crate::data::voxels::{self, Form, Format, Header, Kind};
 
@@ -57,10 +58,7 @@ pub(super) fn version(start: [u8; 4]) -> Result<u8, String> {
 pub(super) fn parse(bytes: &[u8]) -> Result<Header, String> {
     let start = bytes.first_chunk::<4>().ok_or("is shorter than a NIfTI header")?;
     let version = version(*start)?;
-    let raw = match version {
-        1 => raw_v1(bytes.get(..V1_BYTES).ok_or("is shorter than a NIfTI-1 header (348 bytes)")?)?,
-        _ => raw_v2(bytes.first_chunk::<V2_BYTES>().ok_or("is shorter than a NIfTI-2 header (540 bytes)")?)?,
-    };
+    let raw = raw(bytes)?;
     let (size, volumes) = raw.size()?;
     let kind = kind(raw.datatype)?;
     let bits = kind.bytes() * 8;
@@ -83,6 +81,30 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Header, String> {
     let format = if version == 1 { Format::Nifti1 } else { Format::Nifti2 };
     let labels = raw.intent == INTENT_LABEL;
     Ok(Header { format, big_endian: raw.big_endian, size, volumes, kind, offset, scale, affine, form, labels })
+}
+
+/// The fields of a whole header that place its voxels.
+pub(super) fn geometry(bytes: &[u8]) -> Result<Geometry, String> {
+    let raw = raw(bytes)?;
+    raw.affine()?;
+    Ok(Geometry {
+        double: version(*bytes.first_chunk::<4>().ok_or("is shorter than a NIfTI header")?)? == 2,
+        pixdim: std::array::from_fn(|i| raw.pixdim[i]),
+        units: raw.units & 7,
+        qform_code: raw.qform_code,
+        sform_code: raw.sform_code,
+        quaternion: raw.quaternion,
+        shift: raw.shift,
+        rows: raw.rows,
+    })
+}
+
+fn raw(bytes: &[u8]) -> Result<Raw, String> {
+    let start = bytes.first_chunk::<4>().ok_or("is shorter than a NIfTI header")?;
+    match version(*start)? {
+        1 => raw_v1(bytes.get(..V1_BYTES).ok_or("is shorter than a NIfTI-1 header (348 bytes)")?),
+        _ => raw_v2(bytes.first_chunk::<V2_BYTES>().ok_or("is shorter than a NIfTI-2 header (540 bytes)")?),
+    }
 }
 
 /// The fields that both versions have, in common types.

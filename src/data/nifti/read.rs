@@ -6,6 +6,7 @@ use std::path::Path;
 
 use flate2::read::MultiGzDecoder;
 
+use super::geometry::Geometry;
 use super::header::{self, V1_BYTES, V2_BYTES};
 use crate::data::volume::Volume;
 use crate::data::voxels::{self, Header, MAX_RATIO, Opened};
@@ -57,7 +58,25 @@ fn single(path: &Path) -> Result<Opened> {
     Ok(opened)
 }
 
+/// The fields by which a file says where its voxels lie, so that another file can say the same.
+///
+/// # Errors
+/// As [`read_series_header`].
+pub fn geometry(path: &Path) -> Result<Geometry> {
+    let bytes = start(path)?.0;
+    header::geometry(&bytes).map_err(|what| Error::input(path, what))
+}
+
 fn open(path: &Path) -> Result<Opened> {
+    let (bytes, reader, length, packed) = start(path)?;
+    let header = header::parse(&bytes).map_err(|what| Error::input(path, what))?;
+    let possible = if packed { length.saturating_mul(MAX_RATIO) } else { length };
+    header.check_bytes(possible, packed).map_err(|what| Error::input(path, what))?;
+    Ok(Opened { header, reader, at: bytes.len() as u64, packed })
+}
+
+/// The bytes of the header, the reader behind it, the file's length, and whether it is compressed.
+fn start(path: &Path) -> Result<(Vec<u8>, Box<dyn Read>, u64, bool)> {
     let (mut file, length) = voxels::open_file(path, "a .nii or .nii.gz file")?;
     let mut magic = Vec::new();
     file.by_ref().take(2).read_to_end(&mut magic).map_err(Error::io("read", path))?;
@@ -76,8 +95,5 @@ fn open(path: &Path) -> Result<Opened> {
         bytes.resize(V2_BYTES, 0);
         reader.read_exact(&mut bytes[V1_BYTES..]).map_err(broken)?;
     }
-    let header = header::parse(&bytes).map_err(|what| Error::input(path, what))?;
-    let possible = if packed { length.saturating_mul(MAX_RATIO) } else { length };
-    header.check_bytes(possible, packed).map_err(|what| Error::input(path, what))?;
-    Ok(Opened { header, reader, at: bytes.len() as u64, packed })
+    Ok((bytes, reader, length, packed))
 }

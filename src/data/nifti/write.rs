@@ -177,7 +177,7 @@ fn header(volume: &Volume, stored: Stored) -> Result<[u8; V1_BYTES + 4], String>
 }
 
 /// `(b, c, d)` and qfac of the affine's rotation, or `None` if its axes are not perpendicular.
-fn quaternion(a: &Affine, spacing: [f64; 3]) -> Option<([f64; 3], f64)> {
+pub(super) fn quaternion(a: &Affine, spacing: [f64; 3]) -> Option<([f64; 3], f64)> {
     let mut r: [[f64; 3]; 3] = std::array::from_fn(|row| std::array::from_fn(|col| a[row][col] / spacing[col]));
     let dot = |p: usize, q: usize| (0..3).map(|row| r[row][p] * r[row][q]).sum::<f64>();
     if [dot(0, 1), dot(0, 2), dot(1, 2)].iter().any(|d| d.abs() > 1e-4) {

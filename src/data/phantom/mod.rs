@@ -25,6 +25,7 @@ mod build;
 mod lungs;
 mod noise;
 mod organs;
+mod regions;
 mod render;
 mod set;
 mod shape;
@@ -35,6 +36,7 @@ mod torso;
 mod tree;
 
 pub use build::Build;
+pub use regions::{CLASSIFY, Regions, SEGMENT};
 pub use set::write_set;
 
 use self::organs::Blood;

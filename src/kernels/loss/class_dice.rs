@@ -29,10 +29,10 @@ impl Geom {
     }
 }
 
-fn launch(caps: &Caps, g: &Geom, entry: &'static str, chunks: usize) -> Dispatch {
+fn launch(caps: &Caps, g: &Geom, entry: &'static str, chunks: usize, chunk: usize) -> Dispatch {
     let source = specialise("class_dice", &[per_group(caps).0, successive(caps)], &[]);
     let d = Dispatch::new("class_dice", entry, source).param("rows", g.rows).param("classes", g.classes);
-    d.param("first", g.first).param("chunks", chunks).param("chunk", 0u32)
+    d.param("first", g.first).param("chunks", chunks).param("chunk", chunk)
 }
 
 /// Records the partial sums of every chunk of rows and class; returns them and the number of chunks.
@@ -43,7 +43,7 @@ fn partial_sums(rec: &mut Recorder<'_>, g: &Geom, prob: View, labels: View) -> R
     let sums = rec.scratch(chunks * g.classes * 4);
     let mut chunk = 0;
     for (first, n) in parts {
-        let d = launch(rec.caps, &Geom { rows: n, ..*g }, "partial", chunks).param("chunk", chunk);
+        let d = launch(rec.caps, &Geom { rows: n, ..*g }, "partial", chunks, chunk);
         let d = d.bind(prob.slice(first * g.classes, n * g.classes)).bind(labels.slice(first, n)).bind(sums);
         rec.push(d.groups(n.div_ceil(group) * g.classes).flops(9 * (n * g.classes) as u64));
         chunk += n.div_ceil(group);
@@ -59,7 +59,7 @@ fn partial_sums(rec: &mut Recorder<'_>, g: &Geom, prob: View, labels: View) -> R
 pub fn class_dice(rec: &mut Recorder<'_>, g: &Geom, prob: View, labels: View, out: View) -> Result<()> {
     g.check(prob, labels, out)?;
     let (sums, chunks) = partial_sums(rec, g, prob, labels)?;
-    rec.push(launch(rec.caps, g, "finish", chunks).bind(sums).bind(out));
+    rec.push(launch(rec.caps, g, "finish", chunks, 0).bind(sums).bind(out));
     Ok(())
 }
 
@@ -72,9 +72,9 @@ pub fn class_dice_backward(rec: &mut Recorder<'_>, g: &Geom, prob: View, labels:
     g.check(d_prob, labels, d_out)?;
     let (sums, chunks) = partial_sums(rec, g, prob, labels)?;
     let totals = rec.scratch(g.classes * 4);
-    rec.push(launch(rec.caps, g, "gather", chunks).bind(sums).bind(totals));
+    rec.push(launch(rec.caps, g, "gather", chunks, 0).bind(sums).bind(totals));
     for (first, n) in batch_parts(rec.caps, "class Dice", g.rows, &[g.classes, 1], 9 * g.classes as u64)? {
-        let d = launch(rec.caps, &Geom { rows: n, ..*g }, "backward", chunks).bind(labels.slice(first, n)).bind(totals);
+        let d = launch(rec.caps, &Geom { rows: n, ..*g }, "backward", chunks, 0).bind(labels.slice(first, n)).bind(totals);
         let d = d.bind(d_out).bind(d_prob.slice(first * g.classes, n * g.classes));
         rec.push(d.items(n, 64).flops(6 * (n * g.classes) as u64));
     }

@@ -232,6 +232,9 @@ pub(super) fn read(path: &Path, kind: Kind, choice: &Choice) -> Result<Table> {
     if !columns.unused.is_empty() {
         notes.push(format!("{}: columns that are not used: {}", path.display(), columns.unused.join(", ")));
     }
+    if cases.is_empty() {
+        return Err(Error::input(path, "holds no labelled case, only the names of columns"));
+    }
     let (classes, output) = match kind {
         // Classes are told from the masks.
         Kind::Segment => (Vec::new(), Output::Binary),

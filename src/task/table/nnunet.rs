@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::classes::{Classes, chosen_channels, pick, resolve};
-use super::{Case, Choice, Class, Image, Part, Table, Truth, output};
+use super::{Case, Choice, Class, Fold, Image, Part, Table, Truth, output};
 use crate::data::image;
 use crate::error::{Error, Result};
 
@@ -179,11 +179,11 @@ fn channels(json: &Value) -> Result<Vec<String>, String> {
     Ok(out.into_values().collect())
 }
 
-/// The cases that each fold of a `splits_final.json` validates on: a list of `{"train": [ids], "val": [ids]}`.
+/// The folds of a `splits_final.json`: a list of `{"train": [ids], "val": [ids]}`.
 ///
 /// # Errors
 /// Another content, or a case that a fold has in both lists.
-pub(super) fn folds(path: &Path) -> Result<Vec<Vec<String>>> {
+pub(super) fn folds(path: &Path) -> Result<Vec<Fold>> {
     let strange = || Error::input(path, "holds something else than a list of {\"train\": [ids], \"val\": [ids]}");
     let json = json(path)?;
     let mut out = Vec::new();
@@ -196,7 +196,7 @@ pub(super) fn folds(path: &Path) -> Result<Vec<Vec<String>>> {
         if let Some(both) = validation.iter().find(|v| train.contains(v)) {
             return Err(Error::input(path, format!("has case `{both}` both to train and to validate with in fold {n}")));
         }
-        out.push(validation);
+        out.push(Fold { train, validation });
     }
     Ok(out)
 }

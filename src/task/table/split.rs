@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
 use super::csv::{Rows, broken};
-use super::{Case, Part, Table, Truth, near_miss, nnunet};
+use super::{Case, Fold, Part, Table, Truth, near_miss, nnunet};
 use crate::error::{Error, Result};
 use crate::rng::{Key, Purpose};
 
@@ -167,9 +167,9 @@ fn given(table: &Table, file: &Path) -> Result<Vec<Option<Part>>> {
     Ok(table.cases.iter().map(|c| found.get(&c.id).or_else(|| found.get(&*c.group)).copied()).collect())
 }
 
-/// As a cross-validation that is there says: the cases of one fold validate, those of all other folds are learnt from.
-fn by_fold(table: &Table, folds: &[Vec<String>], d: &Division) -> Result<Vec<Option<Part>>> {
-    let Some(held_out) = folds.get(d.fold).filter(|_| d.folds == 0 || d.folds == folds.len()) else {
+/// As a fold of a cross-validation that is there says; cases that it does not name are left out, but those to test on.
+fn by_fold(table: &Table, folds: &[Fold], d: &Division) -> Result<Vec<Option<Part>>> {
+    let Some(fold) = folds.get(d.fold).filter(|_| d.folds == 0 || d.folds == folds.len()) else {
         return Err(Error::Usage(format!(
             "fold {} of {} is asked for, but the cross-validation that the data come with has {} folds",
             d.fold,
@@ -178,15 +178,14 @@ fn by_fold(table: &Table, folds: &[Vec<String>], d: &Division) -> Result<Vec<Opt
         )));
     };
     let known: BTreeSet<&str> = table.cases.iter().map(|c| c.id.as_str()).collect();
-    if let Some(id) = folds.iter().flatten().find(|id| !known.contains(id.as_str())) {
+    if let Some(id) = folds.iter().flat_map(|f| f.train.iter().chain(&f.validation)).find(|id| !known.contains(id.as_str())) {
         return Err(Error::Usage(format!("the cross-validation names `{id}`, but the data have no such case{}", near_miss(id, known))));
     }
-    let held_out: BTreeSet<&str> = held_out.iter().map(String::as_str).collect();
-    let all: BTreeSet<&str> = folds.iter().flatten().map(String::as_str).collect();
+    let [learnt, held_out] = [&fold.train, &fold.validation].map(|l| l.iter().map(String::as_str).collect::<BTreeSet<_>>());
     let part = |c: &Case| match (c.part, c.id.as_str()) {
         (Some(Part::Test), _) => Some(Part::Test),
         (_, id) if held_out.contains(id) => Some(Part::Validation),
-        (_, id) => all.contains(id).then_some(Part::Train),
+        (_, id) => learnt.contains(id).then_some(Part::Train),
     };
     Ok(table.cases.iter().map(part).collect())
 }

@@ -162,7 +162,7 @@ fn a_cross_validation_that_is_there_is_used() {
     assert_eq!(parts(&t, None, &Division { fold: 1, ..PLAIN }).unwrap(), p);
     let e = parts(&t, None, &Division { fold: 2, ..PLAIN }).unwrap_err().to_string();
     assert!(e.contains("2 folds"), "{e}");
-    t.folds[0][0] = "c77".into();
+    t.folds[0].validation[0] = "c77".into();
     assert!(parts(&t, None, &PLAIN).unwrap_err().to_string().contains("c77"));
     std::fs::write(&path, r#"[{"train": ["c0"], "val": ["c0"]}]"#).unwrap();
     assert!(parts(&t, Some(&path), &PLAIN).unwrap_err().to_string().contains("both"));

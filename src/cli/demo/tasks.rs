@@ -1,0 +1,131 @@
+//! `semgen demo --finetune`: what the pretrained weights are worth on target tasks with few labels.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use super::super::args::{RunArgs, Settings};
+use super::super::finetune::{self, TaskArgs};
+use super::super::{stop, text};
+use super::{SIZE, SPACING, TYPES};
+use crate::config::{Auto, Config};
+use crate::data::phantom::{CLASSIFY, Regions, SEGMENT};
+use crate::error::{Error, Result};
+use crate::files;
+use crate::gpu::Context;
+use crate::report::progress::Progress;
+use crate::report::trials::{self, Trial};
+use crate::task::Kind;
+
+/// Settings of every run, on top of those that the pretrained network decides.
+const PRESET: &str = include_str!("tasks.toml");
+/// Patients of the labelled scans; none of them is among those of the pretraining.
+const PATIENTS: usize = 40;
+/// Shares of the patients to learn from and to choose models by.
+const SHARES: [f64; 2] = [0.4, 0.15];
+/// Shares of the patients to learn from whose labels are used.
+const FRACTIONS: [f32; 3] = [0.125, 0.25, 1.0];
+/// Runs of each kind.
+const SEEDS: u32 = 5;
+/// Least mean diameter of the nodules, mm.
+const LEAST: f32 = 8.0;
+/// Folder of the labelled scans.
+pub(super) const NODULES: &str = "nodules";
+/// Folder of the runs.
+pub(super) const TASKS: &str = "tasks";
+/// The page about them.
+pub(super) const PAGE: &str = "finetuning.html";
+/// Their values.
+pub(super) const TABLE: &str = "finetuning.json";
+
+/// What the runs came to.
+pub(super) struct Tried {
+    pub(super) lines: Vec<String>,
+    pub(super) json: Value,
+}
+
+/// Makes the labelled scans in `out`, fine-tunes from `weights` and from scratch, and writes the page. Runs that `out` holds
+/// already are taken from there.
+pub(super) fn run(ctx: &Context, json: bool, out: &Path, weights: &Path, pretrained: &Config) -> Result<Tried> {
+    let data = out.join(NODULES);
+    let regions = Regions {
+        patients: PATIENTS,
+        types: TYPES,
+        seed: pretrained.seed.wrapping_add(1000),
+        size: SIZE,
+        spacing: SPACING,
+        cube: pretrained.cube.size,
+        least: LEAST,
+        each: 3,
+        shares: SHARES,
+    };
+    // The table of the segmentation is written last.
+    if !data.join(SEGMENT).is_file() {
+        let mut progress = Progress::new("labelled phantoms", PATIENTS as u64, json);
+        regions.write(&data, &mut |done| progress.set(done as u64, ""))?;
+        progress.finish(&format!("{PATIENTS} patients with nodules in {}", data.display()));
+    }
+    let tasks = out.join(TASKS);
+    files::create_dir(&tasks)?;
+    let mut found = Vec::new();
+    for (kind, table) in [(Kind::Segment, SEGMENT), (Kind::Classify, CLASSIFY)] {
+        for fraction in FRACTIONS {
+            for seed in 0..SEEDS {
+                for init in trials::INITS {
+                    stop::check()?;
+                    let mut config = Config::default().overlay_toml(PRESET)?;
+                    config.seed = pretrained.seed.wrapping_add(seed);
+                    (config.model, config.cube, config.prepare.modality) =
+                        (pretrained.model.clone(), pretrained.cube.clone(), pretrained.prepare.modality);
+                    config.prepare.spacing = Auto::Given(SPACING);
+                    config.finetune.fraction = fraction;
+                    // Epochs of all fractions are about as long, so that models are chosen from as many.
+                    config.finetune.windows = (1.0 / fraction).round() as usize;
+                    let dir = tasks.join(format!("{}-{}-{init}-{seed}", kind.word(), (fraction * 1000.0).round()));
+                    let from = (init == trials::PRETRAINED).then(|| weights.to_path_buf());
+                    found.push(one(ctx, json, kind, &data.join(table), from, dir, config, init)?);
+                }
+            }
+        }
+    }
+    let report = trials::report(&found)?;
+    report.write(&out.join(PAGE))?;
+    let compared = trials::compare(&found);
+    let value = json!({ "trials": found, "comparisons": compared, "report": out.join(PAGE).to_string_lossy() });
+    files::write_bytes(&out.join(TABLE), format!("{value:#}\n").as_bytes())?;
+    let lines = compared.iter().map(ToString::to_string).collect();
+    Ok(Tried { lines, json: value })
+}
+
+/// One run, or what it came to before.
+#[expect(clippy::too_many_arguments, reason = "what a run differs by")]
+fn one(
+    ctx: &Context,
+    json: bool,
+    kind: Kind,
+    data: &Path,
+    weights: Option<PathBuf>,
+    dir: PathBuf,
+    config: Config,
+    init: &'static str,
+) -> Result<Trial> {
+    let summary = dir.join("summary.json");
+    let known = std::fs::read(&summary).ok().and_then(|b| serde_json::from_slice::<Value>(&b).ok());
+    let (fraction, seed) = (config.finetune.fraction, config.seed);
+    let summary = match known {
+        Some(known) => known,
+        None => {
+            let settings = Settings { config: None, sets: Vec::new(), seed: None };
+            let run = RunArgs { out: Some(dir.clone()), resume: dir.exists(), settings };
+            let args = TaskArgs { data: Some(data.to_path_buf()), weights, recipe: None, split: None, run };
+            text::note(json, &format!("{}, {:.3} of the labels, {init}, seed {seed}", kind.word(), fraction));
+            finetune::train(ctx, json, kind, &args, config)?.summary
+        }
+    };
+    let metric = summary["metric"].as_str().unwrap_or_default().to_owned();
+    let value = summary["test"][&metric]
+        .as_f64()
+        .ok_or_else(|| Error::input(&dir, "holds a run without a result; remove the folder and try again"))?;
+    let labelled = summary["labelled"].as_u64().unwrap_or(0);
+    Ok(Trial { task: kind, metric, fraction: f64::from(fraction), labelled, init, seed, value, run: dir })
+}
