@@ -272,6 +272,40 @@ def distance(name, got, want):
     return worst
 
 
+def trained(folder, run):
+    """Models that the program fine-tunes itself, from official.pt: (name, fresh network, run directory, how logits become
+    probabilities). Two channels where the table has two, so that the first kernel is adapted."""
+    import nibabel
+
+    affine = numpy.diag([1.0, 1.0, 1.0, 1.0])
+    rng = numpy.random.default_rng(9)
+    tables = {"binary": ["image,mask,split"], "multiclass": ["image_a,image_b,mask,split"], "labels": ["image,label,split"]}
+    for i in range(4):
+        scan, other = rng.random((2, 16, 16, 8), dtype=numpy.float32)
+        mask = numpy.zeros((16, 16, 8), numpy.uint8)
+        mask[4:12, 3 + i:9, 2:6], mask[0, 0, 0] = 1, 2
+        scan += 0.5 * (mask == 1)
+        for name, array in ((f"s{i}", scan), (f"t{i}", other), (f"m{i}", mask), (f"b{i}", (mask == 1).astype(numpy.uint8))):
+            nibabel.save(nibabel.Nifti1Image(array, affine), folder / f"{name}.nii")
+        part = "train" if i < 2 else "validation"
+        tables["binary"].append(f"s{i}.nii,b{i}.nii,{part}")
+        tables["multiclass"].append(f"s{i}.nii,t{i}.nii,m{i}.nii,{part}")
+        tables["labels"].append(f"s{i}.nii,{'ny'[i % 2]},{part}")
+    for name, lines in tables.items():
+        (folder / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    sigmoid, softmax = torch.sigmoid, lambda x: torch.softmax(x, dim=1)
+    for kind, table, net, squash in (
+        ("segment", "binary", Segmenter(BASE, 1, 1), sigmoid),
+        ("segment", "multiclass", Segmenter(BASE, 2, 3), softmax),
+        ("classify", "labels", Answer(BASE, 1, 1), sigmoid),
+    ):
+        out = folder / f"run_{table}"
+        settings = ("cube.size=[16,16,8]", "train.max_steps=3", "train.batch_size=2", "train.tune='off'", "prepare.modality='mri'")
+        run("finetune", kind, folder / f"{table}.csv", "--weights", OUT / "official.pt", "--out", out,
+            *(word for s in settings for word in ("--set", s)))
+        yield f"finetune {kind} {table}", net, out, squash
+
+
 def check(semgen):
     import onnx
     import onnxruntime
@@ -317,6 +351,23 @@ def check(semgen):
                 for got, w in zip(session.run(None, {"input": x.numpy()}), want, strict=True):
                     onnx_worst = max(onnx_worst, distance(name, got, w))
             print(f"{name}: {len(parsed.graph.node)} operations, {out.stat().st_size} bytes")
+        # What the program has trained, back in PyTorch and in onnxruntime.
+        for name, net, out, squash in trained(folder, run):
+            run("export", out, "--out", folder / "task.pt")
+            run("export", out, "--out", folder / "task.onnx")
+            net.load_state_dict(torch.load(folder / "task.pt", weights_only=True)["state_dict"], strict=True)
+            net.eval()
+            own = load_file(out / "checkpoints" / "best.safetensors")
+            assert all(torch.equal(v, own[k]) for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")), name
+            onnx.checker.check_model(onnx.load(folder / "task.onnx"), full_check=True)
+            session = onnxruntime.InferenceSession(folder / "task.onnx", providers=["CPUExecutionProvider"])
+            assert [o.name for o in session.get_outputs()] == ["logits", "probabilities"], name
+            channels = next(iter(net.parameters())).shape[1]
+            for x in (torch.rand(2, channels, 16, 16, 8), torch.rand(1, channels, 24, 8, 16)):
+                logits = outputs(net, x)[0]
+                for got, want in zip(session.run(None, {"input": x.numpy()}), (logits, squash(logits)), strict=True):
+                    onnx_worst = max(onnx_worst, distance(name, got, want))
+            print(f"{name}: {len(own)} tensors")
         # The full width of the published networks: how many entries, and that every class takes them.
         for model, part, entries in (("ynet", None, 115), ("ynet", "unet", 106), ("ynet", "classifier", 65)):
             net = networks.build(model, 32, 44)
