@@ -8,6 +8,7 @@ use super::args::{Common, Settings};
 use super::predict::{is_array, stem};
 use super::scans::{self, Failures, new_folder};
 use super::text;
+use crate::config::Config;
 use crate::data::arrays::Cubes;
 use crate::data::frame::Frame;
 use crate::data::image;
@@ -67,6 +68,18 @@ pub(super) fn own_spacing(path: &std::path::Path) -> Result<[f64; 3]> {
     let affine = image::read_series_header(path)?.affine;
     let (axes, s) = (Axes::closest(&affine), spacing(&affine));
     Ok(axes.stored.map(|a| s[a]))
+}
+
+/// Says what the weights leave open about the preparation of scans.
+pub(super) fn say_preparation(encoder: &Encoder, config: &Config, json: bool) {
+    if encoder.task.is_some() {
+        return;
+    }
+    if !encoder.told {
+        text::note(json, "the weights do not say how scans were prepared: --set prepare.modality=…, prepare.spacing and cube.size do");
+    } else if config.prepare.spacing.given().is_none() {
+        text::note(json, "scans keep their own voxel size; --set prepare.spacing=[…] gives them that of the pretraining");
+    }
 }
 
 /// The middle of a window in millimetres right, anterior, superior.

@@ -12,7 +12,7 @@ use std::time::Instant;
 use serde_json::json;
 
 use super::args::Common;
-use super::scans::{Failures, new_folder};
+use super::scans::Failures;
 use super::text;
 use crate::config::Flip;
 use crate::error::{Error, Result};
@@ -101,9 +101,4 @@ fn says(task: &crate::task::Description) -> &'static str {
 struct Answers {
     json: serde_json::Value,
     lines: Vec<String>,
-}
-
-/// A new folder, once it is known that there is something to put there.
-fn begin(a: &Args) -> Result<()> {
-    new_folder(&a.out)
 }

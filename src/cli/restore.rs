@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::args::{Common, Settings};
-use super::embed::own_spacing;
+use super::embed::{own_spacing, say_preparation};
 use super::predict::{is_array, stem};
 use super::scans::{self, new_folder};
 use super::text;
@@ -93,6 +93,9 @@ pub(super) fn run(common: &Common, a: &Args) -> Result<()> {
     let (arrays, files): (Vec<PathBuf>, Vec<PathBuf>) = a.inputs.iter().cloned().partition(|p| is_array(p));
     let cases = if files.is_empty() { Vec::new() } else { scans::cases(&files, &["scan".to_owned()], common.json)? };
     let cubes: Vec<(String, Cubes)> = arrays.iter().map(|p| Ok((stem(p), Cubes::open(p)?))).collect::<Result<_>>()?;
+    if !cases.is_empty() {
+        say_preparation(&encoder, &config, common.json);
+    }
     let ctx = common.context()?;
     let restorer = |size| Restorer::new(&ctx, &encoder, size, config.train.preset, config.seed);
     // What is wrong with the weights is said before anything is written.

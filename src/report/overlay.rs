@@ -41,9 +41,8 @@ fn cuts(values: &[f32], classes: &[u16], frame: &Frame) -> Result<[Cut; 3]> {
     // Place in the file of a turned voxel.
     let stored = |p: [usize; 3]| {
         let mut q = [0; 3];
-        for a in 0..3 {
-            let s = axes.stored[a];
-            q[s] = if axes.flip[a] { source[s] - 1 - p[a] } else { p[a] };
+        for ((&s, flip), at) in axes.stored.iter().zip(axes.flip).zip(p) {
+            q[s] = if flip { source[s] - 1 - at } else { at };
         }
         (q[2] * source[1] + q[1]) * source[0] + q[0]
     };

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::{Answers, Args, begin};
-use crate::cli::scans::{self, Case, Failures};
+use super::{Answers, Args};
+use crate::cli::scans::{self, Case, Failures, new_folder};
 use crate::data::arrays::Cubes;
 use crate::data::resize::resize;
 use crate::data::store::stored;
@@ -94,7 +94,7 @@ fn whole(
             return Err(Error::Usage(format!("two inputs have the name `{name}`; predict them into different folders")));
         }
     }
-    begin(a)?;
+    new_folder(&a.out)?;
     let total = cases.len() + opened.iter().map(|o| o.1.len()).sum::<usize>();
     let mut progress = Progress::new("classify", total as u64, json);
     let (mut done, mut rows) = (0, 0);
@@ -195,7 +195,7 @@ fn places(
         let (first, scan) = (&points.places[0].0, &cases[0].name);
         return Err(Error::input(path, format!("names none of the scans: its first place is in `{first}`, the first scan is `{scan}`")));
     }
-    begin(a)?;
+    new_folder(&a.out)?;
     let mut found: BTreeMap<usize, Vec<f32>> = BTreeMap::new();
     let mut progress = Progress::new("classify", points.places.len() as u64, json);
     for case in cases {

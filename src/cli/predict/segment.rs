@@ -5,8 +5,8 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use super::probabilities::Gathered;
-use super::{Answers, Args, begin};
-use crate::cli::scans::{self, Case, Failures};
+use super::{Answers, Args};
+use crate::cli::scans::{self, Case, Failures, new_folder};
 use crate::cli::text;
 use crate::data::image;
 use crate::data::nifti::{Content, Geometry};
@@ -40,7 +40,7 @@ pub(super) fn run(predictor: &Predictor<'_>, a: &Args, json: bool, failures: &mu
             }
         }
     }
-    begin(a)?;
+    new_folder(&a.out)?;
     let mut answers = Answers { json: Value::Array(Vec::new()), lines: Vec::new() };
     for (n, case) in cases.iter().enumerate() {
         let opened = case.open(&task.recipe, json).and_then(|o| Ok((o, image::geometry(case.path())?)));
