@@ -25,7 +25,7 @@ use crate::train::pretrain::{self, Data};
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Scan files and folders, one prepared store, one run of `discover`, or one folder of cubes that are cut already
-    /// (train_data1_vwGen_ex_ref_fold1.0.npy and the like); with --resume, those of the run if none are given
+    /// (`train_data1_vwGen_ex_ref_fold1.0.npy` and the like); with --resume, those of the run if none are given
     #[arg(value_name = "SCANS|STORE|RUN|CUBES")]
     inputs: Vec<PathBuf>,
     #[command(flatten)]
