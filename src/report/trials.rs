@@ -237,8 +237,8 @@ pub fn report(trials: &[Trial]) -> Result<Report> {
     }
     report.section("How it was measured");
     report.paragraph(
-        "Both kinds of runs have the same data, settings, seeds and number of steps; they differ in the weights they start from. A seed \
-         decides which patients are labelled, their order, the random changes, and the random weights. The best model is chosen on \
+        "Both kinds of runs have the same data, settings, seeds and number of steps; they differ in the weights they start from. The labelled \
+         patients are the same for all seeds; a seed decides the order of the scans, the random changes, and the random weights. The best model is chosen on \
          validation patients, and the value is that of test patients, whom neither the pretraining nor any run has seen. The mean ± the \
          standard deviation over the seeds; p is that of Welch's two-sided t-test for independent samples; Holm's correction is over \
          all comparisons of this page; the interval is a bootstrap of the seeds. Phantoms are simpler than patients: the page shows \

@@ -16,6 +16,7 @@ use crate::gpu::Context;
 use crate::report::progress::Progress;
 use crate::report::trials::{self, Trial};
 use crate::task::Kind;
+use crate::task::table::Part;
 
 /// Settings of every run, on top of those that the pretrained network decides.
 const PRESET: &str = include_str!("tasks.toml");
@@ -24,7 +25,7 @@ const PATIENTS: usize = 40;
 /// Shares of the patients to learn from and to choose models by.
 const SHARES: [f64; 2] = [0.4, 0.15];
 /// Shares of the patients to learn from whose labels are used.
-const FRACTIONS: [f32; 3] = [0.125, 0.25, 1.0];
+const FRACTIONS: [f64; 3] = [0.125, 0.25, 1.0];
 /// Runs of each kind.
 const SEEDS: u32 = 5;
 /// Least mean diameter of the nodules, mm.
@@ -70,6 +71,7 @@ pub(super) fn run(ctx: &Context, json: bool, out: &Path, weights: &Path, pretrai
     let mut found = Vec::new();
     for (kind, table) in [(Kind::Segment, SEGMENT), (Kind::Classify, CLASSIFY)] {
         for fraction in FRACTIONS {
+            let split = labelled(&data.join(table), fraction)?;
             for seed in 0..SEEDS {
                 for init in trials::INITS {
                     stop::check()?;
@@ -78,12 +80,20 @@ pub(super) fn run(ctx: &Context, json: bool, out: &Path, weights: &Path, pretrai
                     (config.model, config.cube, config.prepare.modality) =
                         (pretrained.model.clone(), pretrained.cube.clone(), pretrained.prepare.modality);
                     config.prepare.spacing = Auto::Given(SPACING);
-                    config.finetune.fraction = fraction;
                     // Epochs of all fractions are about as long, so that models are chosen from as many.
                     config.finetune.windows = (1.0 / fraction).round() as usize;
-                    let dir = tasks.join(format!("{}-{}-{init}-{seed}", kind.word(), (fraction * 1000.0).round()));
-                    let from = (init == trials::PRETRAINED).then(|| weights.to_path_buf());
-                    found.push(one(ctx, json, kind, &data.join(table), from, dir, config, init)?);
+                    let args = TaskArgs {
+                        data: Some(data.join(table)),
+                        weights: (init == trials::PRETRAINED).then(|| weights.to_path_buf()),
+                        recipe: None,
+                        split: Some(split.clone()),
+                        run: RunArgs {
+                            out: Some(tasks.join(format!("{}-{}-{init}-{seed}", kind.word(), permille(fraction)))),
+                            resume: false,
+                            settings: Settings { config: None, sets: Vec::new(), seed: None },
+                        },
+                    };
+                    found.push(one(ctx, json, kind, args, config, fraction, init)?);
                 }
             }
         }
@@ -97,29 +107,38 @@ pub(super) fn run(ctx: &Context, json: bool, out: &Path, weights: &Path, pretrai
     Ok(Tried { lines, json: value })
 }
 
+fn permille(fraction: f64) -> u32 {
+    (fraction * 1000.0).round() as u32
+}
+
+/// Writes which cases of a table are used where the labels of the first `fraction` of the training patients are: the same for every
+/// seed, and those of a smaller share are among those of a larger.
+fn labelled(table: &Path, fraction: f64) -> Result<PathBuf> {
+    let text = std::fs::read_to_string(table).map_err(Error::io("read", table))?;
+    // The tables are our own: id, file, truth, patient, part.
+    let rows: Vec<Vec<&str>> = text.lines().skip(1).map(|l| l.split(',').collect()).collect();
+    let mut patients: Vec<&str> = rows.iter().filter(|r| r[4] == Part::Train.word()).map(|r| r[3]).collect();
+    patients.dedup();
+    patients.truncate((patients.len() as f64 * fraction).ceil() as usize);
+    let mut out = String::from("id,split\n");
+    for r in rows.iter().filter(|r| r[4] != Part::Train.word() || patients.contains(&r[3])) {
+        out += &format!("{},{}\n", r[0], r[4]);
+    }
+    let path = table.with_extension(format!("{}.csv", permille(fraction)));
+    files::write_bytes(&path, out.as_bytes())?;
+    Ok(path)
+}
+
 /// One run, or what it came to before.
-#[expect(clippy::too_many_arguments, reason = "what a run differs by")]
-fn one(
-    ctx: &Context,
-    json: bool,
-    kind: Kind,
-    data: &Path,
-    weights: Option<PathBuf>,
-    dir: PathBuf,
-    config: Config,
-    init: &'static str,
-) -> Result<Trial> {
-    let summary = dir.join("summary.json");
-    let known = std::fs::read(&summary).ok().and_then(|b| serde_json::from_slice::<Value>(&b).ok());
-    let (fraction, seed) = (config.finetune.fraction, config.seed);
+fn one(ctx: &Context, json: bool, kind: Kind, args: TaskArgs, config: Config, fraction: f64, init: &'static str) -> Result<Trial> {
+    let (dir, seed) = (args.run.out.clone().unwrap_or_default(), config.seed);
+    let known = std::fs::read(dir.join("summary.json")).ok().and_then(|b| serde_json::from_slice::<Value>(&b).ok());
     let summary = match known {
         Some(known) => known,
         None => {
-            let settings = Settings { config: None, sets: Vec::new(), seed: None };
-            let run = RunArgs { out: Some(dir.clone()), resume: dir.exists(), settings };
-            let args = TaskArgs { data: Some(data.to_path_buf()), weights, recipe: None, split: None, run };
-            text::note(json, &format!("{}, {:.3} of the labels, {init}, seed {seed}", kind.word(), fraction));
-            finetune::train(ctx, json, kind, &args, config)?.summary
+            text::note(json, &format!("{}, {:.1} % of the labels, {init}, seed {seed}", kind.word(), 100.0 * fraction));
+            finetune::train(ctx, json, kind, &TaskArgs { run: RunArgs { resume: dir.exists(), ..args.run.clone() }, ..args }, config)?
+                .summary
         }
     };
     let metric = summary["metric"].as_str().unwrap_or_default().to_owned();
@@ -127,5 +146,5 @@ fn one(
         .as_f64()
         .ok_or_else(|| Error::input(&dir, "holds a run without a result; remove the folder and try again"))?;
     let labelled = summary["labelled"].as_u64().unwrap_or(0);
-    Ok(Trial { task: kind, metric, fraction: f64::from(fraction), labelled, init, seed, value, run: dir })
+    Ok(Trial { task: kind, metric, fraction, labelled, init, seed, value, run: dir })
 }

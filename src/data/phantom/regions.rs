@@ -169,7 +169,7 @@ mod tests {
             cube: [16, 16, 8],
             least: 12.0,
             each: 2,
-            shares: [0.34, 0.34],
+            shares: [0.3, 0.3],
         };
         regions.write(dir.path(), &mut |_| {}).unwrap();
         let table = std::fs::read_to_string(dir.path().join(CLASSIFY)).unwrap();
