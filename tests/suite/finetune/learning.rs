@@ -65,7 +65,7 @@ fn what_a_run_leaves_describes_it() {
     let task = &about["task"];
     assert_eq!((&task["kind"], &task["output"], &task["view"]), (&json!("segment"), &json!("multiclass"), &json!("windows")));
     assert_eq!((&task["values"], &task["window"]), (&json!([0, 1, 2]), &json!([16, 16, 8])));
-    assert_eq!(file.tensors["out_tr.final_conv.weight"].shape, [3, 16, 1, 1, 1]);
+    assert_eq!(file.tensors["out_tr.final_conv.weight"].shape, [3, 8, 1, 1, 1]);
     assert!(!file.tensors.keys().any(|n| n.starts_with("clc_out") || n.starts_with("classifier")), "no other head");
 
     let page = std::fs::read_to_string(out.join("report.html")).unwrap();
