@@ -718,8 +718,8 @@ impl Config {
         if m.classes < 2 {
             return bad("model.classes", format!("{} classes cannot be told apart; at least 2 are needed", m.classes));
         }
-        if !(2..=6).contains(&m.depth) {
-            return bad("model.depth", format!("{} is outside 2..=6", m.depth));
+        if !(1..=6).contains(&m.depth) {
+            return bad("model.depth", format!("{} is outside 1..=6", m.depth));
         }
         let unit = 1usize << (m.depth - 1);
         if self.cube.size.iter().any(|&s| s == 0 || s % unit != 0 || s > 512) {

@@ -305,7 +305,7 @@ fn what_cannot_be_predicted_is_said() {
     let plain = text(&write_model(&place.at("plain.safetensors"), &Made::new(Kind::Pretrained)));
     let refused = place.program().refused(&["predict", &plain, &good, "--out", &other]);
     assert!(refused.contains("no fine-tuned model"), "{refused}");
-    for (window, what) in [([0, 8, 8], "windows"), ([8, 8, 1 << 40], "windows")] {
+    for (window, what) in [([0, 8, 8], "window"), ([8, 8, 1 << 40], "window")] {
         let made = Made { window, ..Made::new(Kind::Three) };
         let lying = text(&write_model(&place.at("lying.safetensors"), &made));
         let refused = place.program().refused(&["predict", &lying, &good, "--out", &other]);
