@@ -101,11 +101,8 @@ pub(super) fn run(common: &Common, a: &Args) -> Result<()> {
     if let (Some((_, c)), true) = (cubes.first(), channels.len() > 1) {
         return Err(Error::input(c.path(), format!("has cubes of one channel, but the encoder takes {}", channels.len())));
     }
-    if !encoder.told && !cases.is_empty() {
-        text::note(
-            common.json,
-            "the weights do not say how scans were prepared; --set prepare.modality=…, prepare.spacing and cube.size do",
-        );
+    if !cases.is_empty() {
+        say_preparation(&encoder, &config, common.json);
     }
     let ctx = common.context()?;
     let mut failures = Failures::new(a.keep_going);

@@ -1,7 +1,6 @@
 //! `semgen finetune`.
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -363,16 +362,16 @@ fn write_cases(path: &Path, task: &Description, found: &Measured) -> Result<()> 
         Kind::Classify if task.outputs() == 1 => vec![&task.classes[1]],
         Kind::Classify => task.classes.iter().collect(),
     };
-    let quoted = |s: &str| if s.contains([',', '"', '\n']) { format!("\"{}\"", s.replace('"', "\"\"")) } else { s.to_owned() };
     files::write_atomic(path, |f| {
-        writeln!(f, "id,{}", names.iter().map(|n| quoted(n)).collect::<Vec<_>>().join(","))?;
+        let mut table = csv::Writer::from_writer(f);
+        table.write_record(std::iter::once("id").chain(names.iter().map(|n| n.as_str())))?;
         for (id, answer) in &found.cases {
             let cells: Vec<String> = match answer {
                 Answer::Dice(values) => values.iter().map(|v| v.map_or(String::new(), |v| v.to_string())).collect(),
                 Answer::Probabilities(values) => values.iter().map(f32::to_string).collect(),
             };
-            writeln!(f, "{},{}", quoted(id), cells.join(","))?;
+            table.write_record(std::iter::once(id).chain(&cells))?;
         }
-        Ok(())
+        table.flush()
     })
 }

@@ -1,5 +1,7 @@
 //! `semgen restore`.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -97,10 +99,13 @@ pub(super) fn run(common: &Common, a: &Args) -> Result<()> {
         say_preparation(&encoder, &config, common.json);
     }
     let ctx = common.context()?;
-    let restorer = |size| Restorer::new(&ctx, &encoder, size, config.train.preset, config.seed);
     // What is wrong with the weights is said before anything is written.
-    let sizes = cubes.iter().map(|c| c.1.size()).chain((!cases.is_empty()).then_some(config.cube.size));
-    sizes.into_iter().try_for_each(|size| restorer(size).map(drop))?;
+    let mut restorers: BTreeMap<[usize; 3], Restorer<'_>> = BTreeMap::new();
+    for size in cubes.iter().map(|c| c.1.size()).chain((!cases.is_empty()).then_some(config.cube.size)) {
+        if let Entry::Vacant(place) = restorers.entry(size) {
+            place.insert(Restorer::new(&ctx, &encoder, size, config.train.preset, config.seed)?);
+        }
+    }
     new_folder(&a.out)?;
     let mut found: Vec<Value> = Vec::new();
     let mut shown: Vec<Volumes> = Vec::new();
@@ -113,7 +118,7 @@ pub(super) fn run(common: &Common, a: &Args) -> Result<()> {
     };
     for case in &cases {
         let size = config.cube.size;
-        let r = restorer(size)?;
+        let r = &restorers[&size];
         let scan = case.open(&encoder.recipe(&config, own_spacing(case.path())?), common.json)?;
         // Cubes that touch, spread evenly where they do not fit; where two overlap the later one is seen.
         let slide = Slide { window: size, channels: 1, outputs: 1, overlap: 0.0, flips: vec![[false; 3]], batch: 1 };
@@ -133,7 +138,7 @@ pub(super) fn run(common: &Common, a: &Args) -> Result<()> {
         keep(Volumes { name: case.name.clone(), size: whole, affine: scan.frame().affine, range: scan.range(), parts, what })?;
     }
     for (name, array) in &cubes {
-        let r = restorer(array.size())?;
+        let r = &restorers[&array.size()];
         for row in 0..array.len().min(SHOWN) {
             let Restored { before, damaged, restored, what } = r.restore(&array.unit_cube(row)?, row as u32)?;
             let parts = [before, damaged, restored];

@@ -371,7 +371,7 @@ pub fn train(
         Some((state, tensors)) => {
             observer.note(&format!("continuing after step {} (autoencoder)", state.step));
             let done = state.step;
-            let log = MetricsLog::resume(&metrics, |r| r["step"].as_u64().is_some_and(|s| s <= done))?;
+            let log = MetricsLog::resume(&metrics, done)?;
             (state, Some(tensors), log)
         }
         None => (phase.start(0), None, MetricsLog::create(&metrics)?),

@@ -3,7 +3,7 @@
 //!
 //! Activations are `[batch, spatial, channels]`, those of one operation stored alike; vectors `[channels]`, in 32 bits.
 
-use super::check::{Case, DTYPES, Outcome, Trial, allowed, as_stored, compare, numbers, worst};
+use super::check::{Case, DTYPES, Outcome, Trial, allowed, as_stored, compare, numbers, wide, worst};
 use super::rows::{
     Chunks, KINDS, Pretend, alike, bound_at_once, elem, expect, most_chunks, row_chunks, row_parts, stored, successive, vector_width,
 };
@@ -284,10 +284,6 @@ pub fn reference_backward(
         })
         .collect();
     (d_x, d_gamma, d_beta)
-}
-
-fn wide(v: &[f32]) -> Vec<f64> {
-    v.iter().map(|&v| f64::from(v)).collect()
 }
 
 /// Inputs of a case: values of standard deviation about 1 around `offset`, activations as they are stored.

@@ -256,6 +256,25 @@ pub fn numbers(seed: u32, n: usize, scale: f32) -> Vec<f32> {
     (0..n).map(|_| (rng.unit() * 2.0 - 1.0) * scale).collect()
 }
 
+/// f64 copies.
+pub(super) fn wide(v: &[f32]) -> Vec<f64> {
+    v.iter().map(|&x| f64::from(x)).collect()
+}
+
+/// `[rows, classes]` scores of which some rows are constant, some confident and some beyond the range of exp.
+pub(super) fn scores(seed: u32, rows: usize, classes: usize) -> Vec<f32> {
+    let mut z = numbers(seed, rows * classes, 4.0);
+    for (r, row) in z.chunks_mut(classes).enumerate() {
+        match r % 5 {
+            1 => row.fill(0.25),
+            2 => row.iter_mut().for_each(|v| *v *= 100.0),
+            3 => row.iter_mut().for_each(|v| *v += 1000.0),
+            _ => {}
+        }
+    }
+    z
+}
+
 /// `values` as they are after being stored as `dtype`: references start from what kernels read.
 pub fn as_stored(values: &[f32], dtype: Dtype) -> Vec<f32> {
     match dtype {

@@ -1,6 +1,6 @@
 //! Rows of class scores: softmax, its derivative, the largest score, and numbers weighted by the class of their row.
 
-use super::check::{Case, Trial, compare, numbers, with_bindings};
+use super::check::{Case, Trial, compare, numbers, scores, wide, with_bindings};
 use super::{batch_parts, specialise};
 use crate::error::{Error, Result};
 use crate::gpu::{Dispatch, Recorder, View};
@@ -112,24 +112,6 @@ pub fn reference_weigh(input: &[f64], labels: &[u32], weights: &[f64]) -> Vec<f6
     input.iter().zip(labels).map(|(v, &l)| v * weights.get(l as usize).copied().unwrap_or(0.0)).collect()
 }
 
-fn wide(v: &[f32]) -> Vec<f64> {
-    v.iter().map(|&x| f64::from(x)).collect()
-}
-
-/// Scores of which some rows are constant, some confident and some beyond the range of exp.
-fn scores(rows: usize, classes: usize) -> Vec<f32> {
-    let mut z = numbers(60, rows * classes, 4.0);
-    for (r, row) in z.chunks_mut(classes).enumerate() {
-        match r % 5 {
-            1 => row.fill(0.25),
-            2 => row.iter_mut().for_each(|v| *v *= 100.0),
-            3 => row.iter_mut().for_each(|v| *v += 1000.0),
-            _ => {}
-        }
-    }
-    z
-}
-
 /// Labels of which every ninth is no class.
 pub(super) fn labels(rows: usize, classes: usize) -> Vec<u32> {
     let mut rng = Key::new(0xC1A55).purpose(Purpose::Check, 0).rng();
@@ -140,7 +122,7 @@ fn on(rows: usize, classes: usize, binding: u64) -> [Case; 4] {
     let what = format!("{rows} x {classes} in bindings of {binding} bytes");
     [
         Case::new("classes", "softmax", what.clone(), move |ctx| {
-            let z = scores(rows, classes);
+            let z = scores(60, rows, classes);
             let mut t = Trial::new(ctx);
             let (input, output) = (t.input(&z)?, t.output(rows * classes)?);
             t.run(|rec| with_bindings(rec, binding, |rec| softmax(rec, rows, classes, input, output)))?;
@@ -155,7 +137,7 @@ fn on(rows: usize, classes: usize, binding: u64) -> [Case; 4] {
             compare(&t.read(d_input)?, &reference_softmax_backward(classes, &wide(&y), &wide(&d)), 4e-6)
         }),
         Case::new("classes", "arg_max", what.clone(), move |ctx| {
-            let mut z = scores(rows, classes);
+            let mut z = scores(60, rows, classes);
             z[0] = f32::NAN;
             if let Some(row) = z.chunks_mut(classes).nth(1) {
                 row.fill(f32::NEG_INFINITY);

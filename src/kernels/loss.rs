@@ -12,7 +12,7 @@ pub mod head;
 pub use cross_entropy::{correct, cross_entropy, cross_entropy_backward, reference_cross_entropy, reference_cross_entropy_backward};
 pub use dice::{reference_soft_dice, reference_soft_dice_backward, soft_dice, soft_dice_backward};
 
-use super::check::{Case, Trial, compare, numbers, with_bindings};
+use super::check::{Case, Trial, compare, numbers, wide, with_bindings};
 use super::rows::{successive, turns};
 use super::{Const, batch_parts, specialise, vector};
 use crate::error::{Error, Result};
@@ -131,11 +131,6 @@ pub fn reference_pointwise_backward(kind: Pointwise, batch: usize, pred: &[f64],
         Pointwise::Logistic => -y / (1.0 + (x * y.signum()).exp()),
     };
     (0..pred.len()).map(|i| d_out[i / per] * slope(pred[i], target[i]) / per as f64).collect()
-}
-
-/// f64 copies.
-pub(super) fn wide(v: &[f32]) -> Vec<f64> {
-    v.iter().map(|&x| f64::from(x)).collect()
 }
 
 /// Targets in `[0, 1)`, as probabilities and voxel values are.

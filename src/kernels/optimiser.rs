@@ -8,6 +8,7 @@
 use super::check::{Case, Trial, compare, numbers, with_bindings};
 use super::rows::{successive, turns};
 use super::{Const, flat_parts, specialise, vector};
+use crate::config::Train;
 use crate::error::{Error, Result};
 use crate::gpu::{Dispatch, Recorder, View};
 
@@ -35,6 +36,13 @@ impl Default for Hyper {
     /// β 0.9 and 0.999, ε 1e-8, no weight decay, momentum 0.9.
     fn default() -> Self {
         Self { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0, momentum: 0.9 }
+    }
+}
+
+impl From<&Train> for Hyper {
+    /// Those of the settings; the rest as by default.
+    fn from(t: &Train) -> Self {
+        Self { weight_decay: t.weight_decay, momentum: t.momentum, ..Self::default() }
     }
 }
 

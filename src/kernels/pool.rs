@@ -1,7 +1,7 @@
 //! Maximum, average and global average pooling over `[N, D, H, W, C]`; operands and results of the first two are stored alike.
 
 use super::batch_norm::NORM;
-use super::check::{Case, DTYPES, Outcome, Trial, allowed, as_stored, compare, numbers};
+use super::check::{Case, DTYPES, Outcome, Trial, allowed, as_stored, compare, numbers, wide};
 use super::reduce::{segment_spread, segment_sum};
 use super::rows::{Pretend, alike, bound_at_once, elem, expect, index, loaded, reference_loaded, stored, vector_width};
 use super::{sample_parts, specialise};
@@ -285,10 +285,6 @@ pub fn reference_avg_backward(g: &Geom, d_y: &[f64]) -> Vec<f64> {
     let volume = g.kernel.iter().product::<usize>() as f64;
     for_each_pair(g, |o, i, _| d_x[i] += d_y[o] / volume);
     d_x
-}
-
-fn wide(v: &[f32]) -> Vec<f64> {
-    v.iter().map(|&v| f64::from(v)).collect()
 }
 
 /// Compares bit by bit: maxima are copies. NaN equals NaN.

@@ -1,6 +1,6 @@
 //! PReLU (He et al., 2015) with one slope per channel.
 
-use super::check::{Case, DTYPES, Outcome, Trial, allowed, as_stored, compare, numbers};
+use super::check::{Case, DTYPES, Outcome, Trial, allowed, as_stored, compare, numbers, wide};
 use super::reduce::channel_sum;
 use super::rows::{
     Chunks, KINDS, Pretend, alike, bound_at_once, elem, expect, row_chunks, row_parts, rows_of, stored, successive, vector_width,
@@ -89,10 +89,6 @@ pub fn reference_backward(x: &[f64], slope: &[f64], d_y: &[f64]) -> (Vec<f64>, V
         d_slope[c] += v * d_y[i];
     }
     (d_x, d_slope)
-}
-
-fn wide(v: &[f32]) -> Vec<f64> {
-    v.iter().map(|&v| f64::from(v)).collect()
 }
 
 fn check_forward(ctx: &Context, rows: usize, channels: usize, adapter: Pretend, dtype: Dtype) -> Result<Outcome> {

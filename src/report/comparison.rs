@@ -20,7 +20,8 @@ pub(crate) struct Group {
 }
 
 impl Group {
-    fn numbers(&self) -> Vec<f64> {
+    /// The metric of each run.
+    pub(crate) fn numbers(&self) -> Vec<f64> {
         self.values.iter().map(|v| v.1).collect()
     }
 
@@ -64,12 +65,17 @@ pub(crate) fn differences(groups: &[Group], seed: u32) -> Vec<Difference> {
             });
         }
     }
-    let tested: Vec<usize> = (0..out.len()).filter(|&i| out[i].tests.is_some()).collect();
-    let p: Vec<f64> = tested.iter().filter_map(|&i| out[i].tests.map(|t| t.0.p)).collect();
-    for (&i, p) in tested.iter().zip(holm(&p)) {
-        out[i].corrected = Some(p);
-    }
+    correct(&mut out);
     out
+}
+
+/// Holm's correction over all of `differences` that were tested.
+pub(crate) fn correct<'d>(differences: impl IntoIterator<Item = &'d mut Difference>) {
+    let tested: Vec<(&mut Difference, f64)> = differences.into_iter().filter_map(|d| d.tests.map(|t| t.0.p).map(|p| (d, p))).collect();
+    let p: Vec<f64> = tested.iter().map(|t| t.1).collect();
+    for ((d, _), p) in tested.into_iter().zip(holm(&p)) {
+        d.corrected = Some(p);
+    }
 }
 
 /// Differences by seed, if both groups have the same seeds, each once.

@@ -209,10 +209,7 @@ fn largest(truth: &[u16], size: [usize; 3]) -> [usize; 3] {
         let at = [i / (size[1] * size[2]), i / size[2] % size[1], i % size[2]];
         (0..3).for_each(|a| counts[a][at[a]] += 1);
     }
-    std::array::from_fn(|a| {
-        let most = counts[a].iter().copied().max().unwrap_or(0);
-        if most == 0 { size[a] / 2 } else { counts[a].iter().position(|&c| c == most).unwrap_or(0) }
-    })
+    counts.map(|c| preview::fullest(&c))
 }
 
 fn metrics(report: &mut Report, parts: &BTreeMap<&str, Measured>) {

@@ -1,9 +1,10 @@
 //! Labels laid over their scan.
 
+use super::preview;
+use super::sheet::{Sheet, Tile};
 use crate::data::frame::Frame;
 use crate::data::volume::spacing;
 use crate::error::{Error, Result};
-use crate::report::sheet::{Sheet, Tile};
 
 /// A slice: size in pixels, relative height of a pixel, values and classes row by row.
 struct Cut {
@@ -53,8 +54,7 @@ fn cuts(values: &[f32], classes: &[u16], frame: &Frame) -> Result<[Cut; 3]> {
     }
     let middle: [usize; 3] = std::array::from_fn(|a| {
         let of = &counts[axes.stored[a]];
-        let most = of.iter().copied().max().unwrap_or(0);
-        let at = if most == 0 { of.len() / 2 } else { of.iter().position(|&c| c == most).unwrap_or(0) };
+        let at = preview::fullest(of);
         if axes.flip[a] { of.len() - 1 - at } else { at }
     });
     let s = spacing(&frame.source_affine);

@@ -137,6 +137,12 @@ pub fn crops_sheet(title: &str, rows: Vec<(String, Vec<Tile>)>) -> Sheet {
     rows.into_iter().fold(Sheet::new(title), |sheet, (label, tiles)| sheet.row(label, tiles))
 }
 
+/// The plane along an axis with the most marked voxels, of which `counts` says how many each has; the middle one if none has any.
+pub(super) fn fullest(counts: &[u64]) -> usize {
+    let most = counts.iter().copied().max().unwrap_or(0);
+    if most == 0 { counts.len() / 2 } else { counts.iter().position(|&c| c == most).unwrap_or(0) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

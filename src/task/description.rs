@@ -52,6 +52,19 @@ pub enum View {
     Whole,
 }
 
+/// Probabilities from the logits of a voxel or a scan.
+pub fn probabilities(output: Output, logits: &[f32]) -> Vec<f32> {
+    match output {
+        Output::Multiclass => {
+            let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let raised: Vec<f32> = logits.iter().map(|z| (z - top).exp()).collect();
+            let sum: f32 = raised.iter().sum();
+            raised.iter().map(|e| e / sum).collect()
+        }
+        _ => logits.iter().map(|z| 1.0 / (1.0 + (-z).exp())).collect(),
+    }
+}
+
 /// A fine-tuned network.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Description {

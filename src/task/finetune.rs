@@ -16,7 +16,6 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::gpu::Context;
 use crate::graph::Graph;
-use crate::kernels::optimiser::Hyper;
 use crate::model::{Mode, Spec};
 use crate::train::checkpoint::Named;
 use crate::train::fit::Stage;
@@ -24,7 +23,6 @@ use crate::train::log::MetricsLog;
 use crate::train::network::{Objective, Target};
 use crate::train::phase::{Feed, Judge, Observer, Phase, State};
 use crate::train::pretrain::read_checkpoint;
-use crate::train::schedule::Rules;
 
 /// What is minimised.
 pub fn objective(config: &Config, task: &Description) -> Objective {
@@ -150,18 +148,10 @@ impl Job<'_> {
             recompute: t.recompute.given().unwrap_or(false),
             precision: t.precision,
             optimiser: t.optimiser,
-            hyper: Hyper { weight_decay: t.weight_decay, momentum: t.momentum, ..Hyper::default() },
+            hyper: t.into(),
             clip_norm: t.clip_norm,
             rate: t.learning_rate,
-            rules: Rules {
-                schedule: t.schedule,
-                factor: t.factor,
-                step_epochs: t.step_epochs,
-                plateau_patience: t.plateau_patience,
-                min_delta: t.min_delta,
-                min_rate: t.min_learning_rate,
-                stop_patience: t.stop_patience,
-            },
+            rules: t.into(),
             max_epochs: t.epochs,
             max_steps: bound,
             train: windows.train()?,
@@ -179,7 +169,7 @@ impl Job<'_> {
         let (state, tensors, mut log) = match &resumed {
             Some((state, tensors)) => {
                 let done = state.step;
-                (state.clone(), Some(tensors), MetricsLog::resume(&metrics, |r| r["step"].as_u64().is_some_and(|s| s <= done))?)
+                (state.clone(), Some(tensors), MetricsLog::resume(&metrics, done)?)
             }
             None => (phase.start(0), self.start, MetricsLog::create(&metrics)?),
         };

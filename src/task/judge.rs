@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::description::probabilities;
 use super::windows::Tile;
 use super::{Description, Output};
 use crate::metrics::overlap::Counts;
@@ -89,10 +90,9 @@ impl Judge for Ranking<'_> {
                 self.right += u64::from(best == truth);
                 self.count += 1;
                 // One against the rest, by probability.
-                let top = logits[best];
-                let sum: f32 = logits.iter().map(|z| (z - top).exp()).sum();
-                for (c, (scores, truths)) in self.known.iter_mut().enumerate() {
-                    scores.push((logits[c] - top).exp() / sum);
+                let found = probabilities(self.task.output, &logits);
+                for (c, ((scores, truths), p)) in self.known.iter_mut().zip(found).enumerate() {
+                    scores.push(p);
                     truths.push(c == truth);
                 }
                 continue;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::description::probabilities;
 use super::finetune::objective;
 use super::judge::{Overlap, Ranking};
 use super::set::Set;
@@ -40,19 +41,6 @@ pub struct Measured {
 
 /// Scans whose voxels are kept.
 const SHOWN: usize = 4;
-
-/// Probabilities from logits.
-pub fn probabilities(output: Output, logits: &[f32]) -> Vec<f32> {
-    match output {
-        Output::Multiclass => {
-            let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let raised: Vec<f32> = logits.iter().map(|z| (z - top).exp()).collect();
-            let sum: f32 = raised.iter().sum();
-            raised.iter().map(|e| e / sum).collect()
-        }
-        _ => logits.iter().map(|z| 1.0 / (1.0 + (-z).exp())).collect(),
-    }
-}
 
 /// Every choice of axes to reverse among those that may be, that of none first.
 fn reversals(may: [bool; 3]) -> Vec<[bool; 3]> {

@@ -29,19 +29,20 @@ impl MetricsLog {
         Self::open(path)
     }
 
-    /// Continues the log at `path` with the records for which `keep` holds, a torn last line dropped.
+    /// Continues the log at `path` with the records of steps up to `done`, a torn last line dropped.
     ///
     /// The file is rewritten whole before anything is appended; kept lines keep their bytes. A missing
     /// file counts as empty (the earlier run was stopped before its first record).
     ///
     /// # Errors
     /// [`Error::Io`] if the file cannot be read or written, [`Error::Input`] as [`read`].
-    pub fn resume(path: &Path, keep: impl Fn(&Value) -> bool) -> Result<Self> {
+    pub fn resume(path: &Path, done: u64) -> Result<Self> {
         let bytes = match std::fs::read(path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
             other => other.map_err(Error::io("read", path))?,
         };
         let records = parse(path, &bytes)?;
+        let keep = |record: &Value| record["step"].as_u64().is_some_and(|s| s <= done);
         files::write_atomic(path, |out| {
             for (line, _) in records.iter().filter(|(_, record)| keep(record)) {
                 out.write_all(line)?;
@@ -147,7 +148,7 @@ mod tests {
             let (_dir, path) = with(&whole[..cut]);
             let expected = usize::from(cut >= 21) + usize::from(cut >= whole.len() - 1);
             assert_eq!(read(&path).unwrap().len(), expected, "cut at {cut}");
-            let mut log = MetricsLog::resume(&path, |_| true).unwrap();
+            let mut log = MetricsLog::resume(&path, u64::MAX).unwrap();
             log.append(&json!({"step": 3})).unwrap();
             assert_eq!(read(&path).unwrap().len(), expected + 1, "cut at {cut}");
         }
@@ -156,7 +157,7 @@ mod tests {
     #[test]
     fn resume_keeps_the_bytes_of_kept_lines_and_drops_the_others() {
         let (_dir, path) = with(b"{\"step\": 1, \"x\": 1.50}\n\n{\"step\":2}\n{\"step\":3}\n{\"st\0\0\0");
-        let mut log = MetricsLog::resume(&path, |r| r["step"].as_u64().unwrap() <= 2).unwrap();
+        let mut log = MetricsLog::resume(&path, 2).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"{\"step\": 1, \"x\": 1.50}\n{\"step\":2}\n");
         log.append(&json!({"step": 3})).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"{\"step\": 1, \"x\": 1.50}\n{\"step\":2}\n{\"step\":3}\n");
@@ -166,7 +167,7 @@ mod tests {
     fn resume_without_a_file_starts_one() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("metrics.jsonl");
-        MetricsLog::resume(&path, |_| true).unwrap();
+        MetricsLog::resume(&path, u64::MAX).unwrap();
         assert!(read(&path).unwrap().is_empty());
     }
 
@@ -175,7 +176,7 @@ mod tests {
         for text in [&b"{\"step\":1}\n{\"st\n{\"step\":3}\n"[..], b"{\"step\":1}\n17\n", b"{\"step\":1}\n{\"st\n"] {
             let (_dir, path) = with(text);
             assert!(read(&path).unwrap_err().to_string().contains("line 2"));
-            assert!(MetricsLog::resume(&path, |_| true).is_err());
+            assert!(MetricsLog::resume(&path, u64::MAX).is_err());
             assert_eq!(std::fs::read(&path).unwrap(), text);
         }
     }

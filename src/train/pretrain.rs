@@ -12,14 +12,12 @@ use super::loader::Samples;
 use super::log::MetricsLog;
 use super::network::Objective;
 use super::phase::{Feed, Observer, Phase, State};
-use super::schedule::Rules;
 use crate::config::Config;
 use crate::data::arrays::sets::{CubeSet, Rows};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::gpu::Context;
 use crate::interop::tensors::File;
-use crate::kernels::optimiser::Hyper;
 use crate::plan::Options;
 
 /// What a pretraining run learns from.
@@ -100,11 +98,7 @@ pub fn run(
     }
     let metrics = out.join("metrics.jsonl");
     let done = resumed.as_ref().map_or(0, |(s, ..)| s.step);
-    let mut log = if resumed.is_some() {
-        MetricsLog::resume(&metrics, |r| r["step"].as_u64().is_some_and(|s| s <= done))?
-    } else {
-        MetricsLog::create(&metrics)?
-    };
+    let mut log = if resumed.is_some() { MetricsLog::resume(&metrics, done)? } else { MetricsLog::create(&metrics)? };
     let classification = folder.join("classification.safetensors");
     let best = folder.join("best.safetensors");
     let phase = |objective: Objective, steps_before: u64| {
@@ -121,18 +115,10 @@ pub fn run(
             recompute: fit.recompute,
             precision: t.precision,
             optimiser: t.optimiser,
-            hyper: Hyper { weight_decay: t.weight_decay, momentum: t.momentum, ..Hyper::default() },
+            hyper: t.into(),
             clip_norm: t.clip_norm,
             rate: t.learning_rate,
-            rules: Rules {
-                schedule: t.schedule,
-                factor: t.factor,
-                step_epochs: t.step_epochs,
-                plateau_patience: t.plateau_patience,
-                min_delta: t.min_delta,
-                min_rate: t.min_learning_rate,
-                stop_patience: t.stop_patience,
-            },
+            rules: t.into(),
             max_epochs: if joint { t.epochs } else { t.classification_epochs },
             // The joint phase is the goal: the first may take at most half of the steps.
             max_steps: bound.map(|b| if joint { b.saturating_sub(steps_before) } else { b / 2 }),

@@ -23,6 +23,21 @@ pub struct Rules {
     pub stop_patience: usize,
 }
 
+impl From<&config::Train> for Rules {
+    /// Those of the settings.
+    fn from(t: &config::Train) -> Self {
+        Self {
+            schedule: t.schedule,
+            factor: t.factor,
+            step_epochs: t.step_epochs,
+            plateau_patience: t.plateau_patience,
+            min_delta: t.min_delta,
+            min_rate: t.min_learning_rate,
+            stop_patience: t.stop_patience,
+        }
+    }
+}
+
 /// Where a phase stands.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Standing {

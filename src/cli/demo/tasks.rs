@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::gpu::Context;
 use crate::report::progress::Progress;
-use crate::report::trials::{self, Trial};
+use crate::report::trials::{self, Compared, Trial};
 use crate::task::Kind;
 use crate::task::table::Part;
 
@@ -82,29 +82,26 @@ pub(super) fn run(ctx: &Context, json: bool, out: &Path, weights: &Path, pretrai
                     config.prepare.spacing = Auto::Given(SPACING);
                     // Epochs of all fractions are about as long, so that models are chosen from as many.
                     config.finetune.windows = (1.0 / fraction).round() as usize;
+                    let out = tasks.join(format!("{}-{}-{init}-{seed}", kind.word(), permille(fraction)));
+                    let settings = Settings { config: None, sets: Vec::new(), seed: None };
                     let args = TaskArgs {
                         data: Some(data.join(table)),
                         weights: (init == trials::PRETRAINED).then(|| weights.to_path_buf()),
                         recipe: None,
                         split: Some(split.clone()),
-                        run: RunArgs {
-                            out: Some(tasks.join(format!("{}-{}-{init}-{seed}", kind.word(), permille(fraction)))),
-                            resume: false,
-                            settings: Settings { config: None, sets: Vec::new(), seed: None },
-                        },
+                        run: RunArgs { resume: out.exists(), out: Some(out), settings },
                     };
-                    found.push(one(ctx, json, kind, args, config, fraction, init)?);
+                    found.push(one(ctx, json, kind, &args, config, init)?);
                 }
             }
         }
     }
-    let report = trials::report(&found)?;
-    report.write(&out.join(PAGE))?;
     let compared = trials::compare(&found);
-    let value = json!({ "trials": found, "comparisons": compared, "report": out.join(PAGE).to_string_lossy() });
+    trials::report(&found, &compared)?.write(&out.join(PAGE))?;
+    let comparisons: Vec<Value> = compared.iter().map(Compared::json).collect();
+    let value = json!({ "trials": found, "comparisons": comparisons, "report": out.join(PAGE).to_string_lossy() });
     files::write_bytes(&out.join(TABLE), format!("{value:#}\n").as_bytes())?;
-    let lines = compared.iter().map(ToString::to_string).collect();
-    Ok(Tried { lines, json: value })
+    Ok(Tried { lines: compared.iter().flat_map(Compared::lines).collect(), json: value })
 }
 
 fn permille(fraction: f64) -> u32 {
@@ -130,21 +127,19 @@ fn labelled(table: &Path, fraction: f64) -> Result<PathBuf> {
 }
 
 /// One run, or what it came to before.
-fn one(ctx: &Context, json: bool, kind: Kind, args: TaskArgs, config: Config, fraction: f64, init: &'static str) -> Result<Trial> {
+fn one(ctx: &Context, json: bool, kind: Kind, args: &TaskArgs, config: Config, init: &'static str) -> Result<Trial> {
     let (dir, seed) = (args.run.out.clone().unwrap_or_default(), config.seed);
     let known = std::fs::read(dir.join("summary.json")).ok().and_then(|b| serde_json::from_slice::<Value>(&b).ok());
     let summary = match known {
         Some(known) => known,
         None => {
-            text::note(json, &format!("{}, {:.1} % of the labels, {init}, seed {seed}", kind.word(), 100.0 * fraction));
-            finetune::train(ctx, json, kind, &TaskArgs { run: RunArgs { resume: dir.exists(), ..args.run.clone() }, ..args }, config)?
-                .summary
+            text::note(json, &dir.display().to_string());
+            finetune::train(ctx, json, kind, args, config)?.summary
         }
     };
     let metric = summary["metric"].as_str().unwrap_or_default().to_owned();
     let value = summary["test"][&metric]
         .as_f64()
         .ok_or_else(|| Error::input(&dir, "holds a run without a result; remove the folder and try again"))?;
-    let labelled = summary["labelled"].as_u64().unwrap_or(0);
-    Ok(Trial { task: kind, metric, fraction, labelled, init, seed, value, run: dir })
+    Ok(Trial { task: kind, metric, labelled: summary["labelled"].as_u64().unwrap_or(0), init, seed, value, run: dir })
 }

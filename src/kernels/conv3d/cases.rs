@@ -6,7 +6,7 @@ use super::{
 };
 use crate::error::Result;
 use crate::gpu::{Caps, Context, Dtype, Recorder};
-use crate::kernels::check::{Case, Outcome, Trial, as_stored, compare, numbers, with_caps};
+use crate::kernels::check::{Case, Outcome, Trial, as_stored, compare, numbers, wide, with_caps};
 
 /// Visits every (n, output voxel, input voxel, tap) that a convolution multiplies, as flat voxel indices.
 fn visit(g: &Geom, mut f: impl FnMut(usize, usize, usize)) {
@@ -73,10 +73,6 @@ pub fn reference_backward_weight(g: &Geom, x: &[f64], d_y: &[f64]) -> Vec<f64> {
         }
     });
     d_w
-}
-
-fn wide(v: &[f32]) -> Vec<f64> {
-    v.iter().map(|&x| f64::from(x)).collect()
 }
 
 /// Channels `[first, first + channels)` of a tensor with `total` channels.

@@ -1,9 +1,9 @@
 //! Soft Dice loss of each class, averaged over classes.
 
-use super::super::check::{Case, Trial, compare, with_bindings};
+use super::super::check::{Case, Trial, compare, wide, with_bindings};
 use super::super::rows::successive;
 use super::super::{batch_parts, classes, specialise};
-use super::{per_group, targets, wide};
+use super::{per_group, targets};
 use crate::error::{Error, Result};
 use crate::gpu::{Caps, Dispatch, Recorder, View};
 

@@ -1,8 +1,7 @@
 //! Cross-entropy of logits with integer labels, and the count of right answers.
 
-use super::super::check::{Case, Trial, compare, numbers, with_bindings};
+use super::super::check::{Case, Trial, compare, numbers, scores, wide, with_bindings};
 use super::super::{Const, batch_parts, specialise, vector};
-use super::wide;
 use crate::error::{Error, Result};
 use crate::gpu::{Dispatch, Recorder, View};
 use crate::rng::{Key, Purpose};
@@ -129,24 +128,10 @@ fn labels(rows: usize, classes: usize) -> Vec<u32> {
     (0..rows).map(|_| ((rng.unit() * classes as f32) as u32).min(classes as u32 - 1)).collect()
 }
 
-/// Logits of which some rows are constant, some confident and some beyond the range of exp.
-fn rows_of(rows: usize, classes: usize) -> Vec<f32> {
-    let mut z = numbers(40, rows * classes, 4.0);
-    for (r, row) in z.chunks_mut(classes).enumerate() {
-        match r % 5 {
-            1 => row.fill(0.25),
-            2 => row.iter_mut().for_each(|v| *v *= 100.0),
-            3 => row.iter_mut().for_each(|v| *v += 1000.0),
-            _ => {}
-        }
-    }
-    z
-}
-
 fn triple(rows: usize, classes: usize, binding: u64) -> [Case; 3] {
     let what = format!("{rows} x {classes} in bindings of {binding} bytes");
     let forward = Case::new("cross_entropy", "forward", what.clone(), move |ctx| {
-        let (z, y) = (rows_of(rows, classes), labels(rows, classes));
+        let (z, y) = (scores(40, rows, classes), labels(rows, classes));
         let mut t = Trial::new(ctx);
         let (logits, label, out) = (t.input(&z)?, t.input(&y)?, t.output(rows)?);
         t.run(|rec| with_bindings(rec, binding, |rec| cross_entropy(rec, rows, classes, logits, label, out)))?;
@@ -154,14 +139,14 @@ fn triple(rows: usize, classes: usize, binding: u64) -> [Case; 3] {
         compare(&t.read(out)?, &reference_cross_entropy(classes, &wide(&z), &y), 2e-6)
     });
     let backward = Case::new("cross_entropy", "backward", what.clone(), move |ctx| {
-        let (z, y, r) = (rows_of(rows, classes), labels(rows, classes), numbers(42, rows, 1.0));
+        let (z, y, r) = (scores(40, rows, classes), labels(rows, classes), numbers(42, rows, 1.0));
         let mut t = Trial::new(ctx);
         let (logits, label, d_out, d_logits) = (t.input(&z)?, t.input(&y)?, t.input(&r)?, t.output(rows * classes)?);
         t.run(|rec| with_bindings(rec, binding, |rec| cross_entropy_backward(rec, rows, classes, logits, label, d_out, d_logits)))?;
         compare(&t.read(d_logits)?, &reference_cross_entropy_backward(classes, &wide(&z), &y, &wide(&r)), 4e-6)
     });
     let correct = Case::new("cross_entropy", "correct", what, move |ctx| {
-        let (mut z, mut y) = (rows_of(rows, classes), labels(rows, classes));
+        let (mut z, mut y) = (scores(40, rows, classes), labels(rows, classes));
         // Every other label is the first largest; some of the rest tie with a smaller or larger class.
         let mut want = Vec::new();
         for (r, (row, label)) in z.chunks_mut(classes).zip(&mut y).enumerate() {

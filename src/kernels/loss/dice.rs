@@ -1,8 +1,8 @@
 //! Soft Dice loss over a whole tensor.
 
-use super::super::check::{Case, Trial, compare, numbers, with_bindings};
+use super::super::check::{Case, Trial, compare, numbers, wide, with_bindings};
 use super::super::{flat_parts, specialise, vector};
-use super::{per_group, targets, wide};
+use super::{per_group, targets};
 use crate::error::{Error, Result};
 use crate::gpu::{Caps, Dispatch, Recorder, View};
 

@@ -1,11 +1,11 @@
 //! The last layer of a network that restores, in one pass: 1×1×1 convolution to one channel, sigmoid, elementwise
 //! loss, and in training the gradients of logits, weight and bias.
 
-use super::{Pointwise, reference_pointwise, reference_pointwise_backward, targets, wide};
+use super::{Pointwise, reference_pointwise, reference_pointwise_backward, targets};
 use crate::error::{Error, Result};
 use crate::gpu::{Dispatch, Dtype, Recorder, View};
 use crate::kernels::batch_norm::NORM;
-use crate::kernels::check::{Case, DTYPES, Outcome, Trial, as_stored, compare, numbers, with_bindings, worst};
+use crate::kernels::check::{Case, DTYPES, Outcome, Trial, as_stored, compare, numbers, wide, with_bindings, worst};
 use crate::kernels::rows::{elem, expect, loaded, reference_loaded, stored, vector_width};
 use crate::kernels::{Const, sample_parts, specialise, vector};
 
