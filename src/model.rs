@@ -177,8 +177,8 @@ impl Spec {
         }
     }
 
-    /// The decoder with an output layer of `outputs` logits a voxel: `[N, grid, outputs]`. With one it is the layer that restores
-    /// (which a sigmoid follows), so that its weights are a start for a mask.
+    /// The decoder with an output layer of `outputs` logits a voxel: `[N, grid, outputs]`. It is called like the layer that restores,
+    /// as in the published networks.
     ///
     /// # Errors
     /// As [`Spec::decoder`].

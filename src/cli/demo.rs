@@ -35,8 +35,8 @@ const NAMES: [&str; 7] = [PHANTOMS, RUN, REPORT, tasks::NODULES, tasks::TASKS, t
 /// Options of `demo`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Go on to fine-tune on small labelled sets of other synthetic patients, from the pretrained weights and from scratch, and to
-    /// compare both (60 runs)
+    /// Pretrain for 1500 steps, and go on to fine-tune on small labelled sets of other synthetic patients, from the pretrained weights
+    /// and from scratch, and to compare both (36 runs)
     #[arg(long)]
     finetune: bool,
     #[command(flatten)]
@@ -46,7 +46,10 @@ pub(super) struct Args {
 pub(super) fn run(common: &Common, a: &Args) -> Result<()> {
     let begun = Instant::now();
     let out = a.run.out.clone().unwrap_or_else(|| PathBuf::from("semgen-demo"));
-    let preset = Config::default().overlay_toml(PRESET)?;
+    let mut preset = Config::default().overlay_toml(PRESET)?;
+    if a.finetune {
+        preset.train.max_steps = tasks::PRETRAINING;
+    }
     // Wrong settings and a missing adapter are told before anything is written.
     let config = a.run.settings.on(preset.clone())?;
     let (scans, run) = (out.join(PHANTOMS), out.join(RUN));

@@ -299,7 +299,8 @@ fn start_from(
     json: bool,
 ) -> Result<crate::train::checkpoint::Named> {
     let graph = finetune::graph(config, task)?;
-    let (tensors, mut report) = start::at(path, start::fit(&weights.tensors, &graph, &task.spec()))?;
+    let (tensors, mut report) =
+        start::at(path, start::fit(&weights.tensors, &graph, &task.spec(), start::ends_in_masks(weights.metadata.as_deref())))?;
     report.renamed.clone_from(&weights.renamed);
     report.dropped.extend(weights.dropped.iter().cloned());
     text::note(json, &format!("{}:", path.display()));

@@ -143,6 +143,7 @@ pub fn data(manifest: &Arc<Manifest>, store: &Store) -> Result<Data> {
         train: manifest.samples(Split::Train, Arc::clone(&volumes))?,
         validation: manifest.samples(Split::Validation, volumes)?,
         manifest: manifest.hash(),
+        recipe: Some(store.recipe().clone()),
     })
 }
 

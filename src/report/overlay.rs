@@ -6,6 +6,9 @@ use crate::data::frame::Frame;
 use crate::data::volume::spacing;
 use crate::error::{Error, Result};
 
+/// Width in pixels up to which the widest slice is enlarged.
+const WIDTH: usize = 480;
+
 /// A slice: size in pixels, relative height of a pixel, values and classes row by row.
 struct Cut {
     size: [usize; 2],
@@ -23,8 +26,11 @@ struct Cut {
 /// [`Error::Shape`] when scan and labels are not of the frame's size.
 pub fn sheet(title: &str, values: &[f32], classes: &[u16], frame: &Frame, names: &[String]) -> Result<Sheet> {
     let tile = |c: Cut| Ok(Tile::new(c.values, c.size[0], c.size[1])?.aspect(c.aspect).overlay(c.classes));
-    let tiles = cuts(values, classes, frame)?.into_iter().map(tile).collect::<Result<_>>()?;
+    let cuts = cuts(values, classes, frame)?;
+    let widest = cuts.iter().map(|c| c.size[0]).max().unwrap_or(1);
+    let tiles = cuts.into_iter().map(tile).collect::<Result<_>>()?;
     Ok(Sheet::new(title)
+        .scale(WIDTH / widest)
         .note("Slices through the most labelled voxels. The patient's left is on the right.")
         .legend(names)
         .columns(&["axial", "coronal", "sagittal"])

@@ -127,8 +127,9 @@ fn average(runs: &[Vec<(f64, f64)>]) -> Vec<(f64, f64)> {
 /// A log of a run that cannot be read.
 pub(crate) fn report(trials: &[Trial], compared: &[Compared]) -> Result<Report> {
     let mut report = Report::new("What pretraining is worth on synthetic patients");
-    let seeds = compared.first().and_then(|c| c.groups.first()).map_or(0, |g| g.values.len());
-    report.subtitle(&format!("Fine-tuning from pretrained weights and from scratch · {seeds} seeds each · test patients seen by none"));
+    let seeds = compared.iter().flat_map(|c| &c.groups).map(|g| g.values.len()).max().unwrap_or(0);
+    report
+        .subtitle(&format!("Fine-tuning from pretrained weights and from scratch · up to {seeds} seeds each · test patients seen by none"));
     for c in compared {
         let Some(least) = c.differences.first() else { continue };
         let verdict = match least.tests.map(|t| t.0.p) {
@@ -179,7 +180,9 @@ pub(crate) fn report(trials: &[Trial], compared: &[Compared]) -> Result<Report> 
     }
     report.section("How it was measured");
     report.paragraph(
-        "Both kinds of runs have the same data, settings, seeds and number of steps; they differ in the weights they start from. The labelled \
+        "Both kinds of runs have the same data, settings, seeds and number of steps; they differ in the weights they start from. They stop \
+         after the few steps that fit into a demo, so that the value of pretraining is one of time as well as of labels: the curves show how \
+         far either kind had come. The labelled \
          patients are the same for all seeds; a seed decides the order of the scans, the random changes, and the random weights. The best model is chosen on \
          validation patients, and the value is that of test patients, whom neither the pretraining nor any run has seen. Holm's \
          correction is over both tasks. Phantoms are simpler than patients: the page shows \

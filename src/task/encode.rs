@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::Description;
-use crate::config::{Activation, Align, Config, Norm, Preset};
+use crate::config::{Activation, Align, Auto, Config, Norm, Preset};
 use crate::data::recipe::Recipe;
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Context};
@@ -58,6 +58,11 @@ impl Encoder {
         };
         let config = about.as_ref().and_then(|a| Config::default().overlay_toml(a["config"].as_str()?).ok());
         let (told, mut config) = (config.is_some() || task.is_some(), config.unwrap_or_default());
+        // The settings may leave the voxel size to the data.
+        let recipe = about.as_ref().and_then(|a| serde_json::from_value::<Recipe>(a["recipe"].clone()).ok());
+        if let Some(recipe) = recipe {
+            config.prepare.spacing = Auto::Given(recipe.spacing);
+        }
         if let Some(task) = &task {
             config.model = task.model.clone();
             config.cube.size = task.window;

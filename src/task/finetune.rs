@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::judge::{Overlap, Ranking};
 use super::set::Set;
+use super::start::prior;
 use super::table::Part;
 use super::windows::{Windows, class_weights, counts, tiles};
 use super::{Description, Kind, Output};
@@ -16,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::gpu::Context;
 use crate::graph::Graph;
+use crate::interop::tensors::Tensor;
 use crate::model::{Mode, Spec};
 use crate::train::checkpoint::Named;
 use crate::train::fit::Stage;
@@ -82,7 +84,8 @@ pub struct Job<'a> {
     pub set: Arc<Set>,
     /// What the model is for.
     pub task: &'a Description,
-    /// Weights to start from.
+    /// Weights to start from; what they lack is random, but the bias of an output layer for masks is that of
+    /// [`prior`](super::start::prior).
     pub start: Option<&'a Named>,
     /// What the checkpoints say about where they come from.
     pub origin: serde_json::Value,
@@ -125,10 +128,16 @@ impl Job<'_> {
         let windows = Windows::new(Arc::clone(&self.set), task, config)?;
         let t = &config.train;
         let stage = stage(config, task);
-        let weights = match stage.objective.target() {
-            Some(Target { weighted: true, .. }) => class_weights(true, &counts(&self.set, task)),
-            _ => Vec::new(),
-        };
+        let counts = counts(&self.set, task);
+        let balanced = class_weights(config.finetune.class_weights == ClassWeights::Balanced, &counts);
+        let weighted = stage.objective.target().is_some_and(|t| t.weighted);
+        let weights = if weighted { balanced.clone() } else { Vec::new() };
+        let mut begin = self.start.cloned().unwrap_or_default();
+        if task.kind == Kind::Segment {
+            let bias = prior(&counts, &balanced, task.outputs());
+            let name = format!("{}.bias", stage.spec.output_layer());
+            begin.entry(name).or_insert_with(|| Tensor::f32(vec![bias.len()], bias));
+        }
         let tiles = tiles(&self.set, task, Part::Validation);
         let judges = || -> Box<dyn Judge + '_> {
             match task.kind {
@@ -171,7 +180,7 @@ impl Job<'_> {
                 let done = state.step;
                 (state.clone(), Some(tensors), MetricsLog::resume(&metrics, done)?)
             }
-            None => (phase.start(0), self.start, MetricsLog::create(&metrics)?),
+            None => (phase.start(0), (!begin.is_empty()).then_some(&begin), MetricsLog::create(&metrics)?),
         };
         phase.run(state, tensors, &mut log, observer)
     }

@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+pub use classes::Classes;
 pub use cubes::read_cube;
 pub use split::{Division, parts};
 
@@ -264,8 +265,12 @@ pub fn read(path: &Path, kind: Kind, choice: Option<&Choice>) -> Result<Table> {
     })?;
     let layout = match choice.layout {
         Some(layout) => layout,
-        None if meta.is_file() => Layout::Csv,
-        None => told(path)?,
+        None => told(path)?.ok_or_else(|| {
+            Error::input(
+                path,
+                "has no layout of labelled data that is known; give a CSV table, or a folder with dataset.json, candidates_V2.csv, HGG or LGG, volume-N.nii or x_train_….npy",
+            )
+        })?,
     };
     if meta.is_file() != (layout == Layout::Csv) {
         let expected = if meta.is_file() { "a folder" } else { "a CSV file" };
@@ -300,28 +305,31 @@ pub fn read(path: &Path, kind: Kind, choice: Option<&Choice>) -> Result<Table> {
     Ok(table)
 }
 
-/// The layout of a folder.
-fn told(dir: &Path) -> Result<Layout> {
+/// The layout of a table or a folder; `None` for a folder of another kind.
+///
+/// # Errors
+/// [`Error::Io`] for a folder that cannot be listed.
+pub fn told(path: &Path) -> Result<Option<Layout>> {
+    if path.is_file() {
+        return Ok(Some(Layout::Csv));
+    }
     let names: Vec<String> =
-        std::fs::read_dir(dir).map_err(Error::io("read", dir))?.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+        std::fs::read_dir(path).map_err(Error::io("read", path))?.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
     let has = |name: &str| names.iter().any(|n| n == name);
     let any = |test: &dyn Fn(&str) -> bool| names.iter().any(|n| test(n));
-    if has("dataset.json") || has("imagesTr") {
-        Ok(Layout::NnUnet)
-    } else if luna::candidates(dir).is_some() {
-        Ok(Layout::Luna16)
+    Ok(if has("dataset.json") || has("imagesTr") {
+        Some(Layout::NnUnet)
+    } else if luna::candidates(path).is_some() {
+        Some(Layout::Luna16)
     } else if has("HGG") || has("LGG") {
-        Ok(Layout::Brats)
+        Some(Layout::Brats)
     } else if any(&|n| n.starts_with("x_train") && n.ends_with(".npy")) {
-        Ok(Layout::Cubes)
-    } else if !folders::volumes(dir)?.is_empty() {
-        Ok(Layout::Lits)
+        Some(Layout::Cubes)
+    } else if !folders::volumes(path)?.is_empty() {
+        Some(Layout::Lits)
     } else {
-        Err(Error::input(
-            dir,
-            "has no layout of labelled data that is known; give a CSV table, or a folder with dataset.json, candidates_V2.csv, HGG or LGG, volume-N.nii or x_train_….npy",
-        ))
-    }
+        None
+    })
 }
 
 /// How the outputs of a segmentation of so many classes are read: with one besides the background, as one logit.

@@ -14,6 +14,7 @@ use super::network::Objective;
 use super::phase::{Feed, Observer, Phase, State};
 use crate::config::Config;
 use crate::data::arrays::sets::{CubeSet, Rows};
+use crate::data::recipe::Recipe;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::gpu::Context;
@@ -29,6 +30,8 @@ pub struct Data {
     pub validation: Arc<Samples>,
     /// Hash of the pattern manifest or of the files of cubes they come from; a run only resumes on the same.
     pub manifest: String,
+    /// How the scans were prepared, which checkpoints keep; `None` for cubes that another program has cut.
+    pub recipe: Option<Recipe>,
 }
 
 impl Data {
@@ -41,7 +44,7 @@ impl Data {
             let (rows, items) = (rows.clone(), (0u32..).zip(rows.labels()).collect::<Vec<_>>());
             Samples::new(items, set.size.iter().product(), move |i| rows.cube(i as usize))
         };
-        Ok(Self { train: samples(&set.train)?, validation: samples(&set.validation)?, manifest: set.identity.clone() })
+        Ok(Self { train: samples(&set.train)?, validation: samples(&set.validation)?, manifest: set.identity.clone(), recipe: None })
     }
 }
 
@@ -127,7 +130,7 @@ pub fn run(
             checkpoint_steps: t.checkpoint_steps,
             last: &last,
             best: if joint { &best } else { &classification },
-            about: json!({ "origin": { "manifest": data.manifest } }),
+            about: json!({ "origin": { "manifest": data.manifest }, "recipe": data.recipe }),
             encoder_rate: 1.0,
             class_weights: &[],
             judges: None,

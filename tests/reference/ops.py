@@ -302,12 +302,46 @@ def clipping():
         case.finish()
 
 
+# ----------------------------------------------------------------- classes of voxels
+
+def class_dice(p, labels, first):
+    """The mean over the classes from `first` on of soft_dice, over the whole batch."""
+    masks = F.one_hot(labels[:, 0], p.shape[1]).movedim(-1, 1).double()
+    return torch.stack([soft_dice(p[:, c], masks[:, c]) for c in range(first, p.shape[1])]).mean()
+
+
+def classes():
+    """labels [N, 1, D, H, W]; largest: the first largest of the classes of each voxel, in the same shape."""
+    def scores(name, op, scale, outputs=5, **settings):
+        case = Case(name, op, **settings)
+        shape = (2, outputs, 2, 3, 4)
+        x = case.normal("x", *shape, scale=scale)
+        return case, x, torch.randint(outputs, (2, 1, 2, 3, 4), generator=case.generator)
+
+    for name, scale in (("softmax", 2.0), ("softmax_large", 30.0)):
+        case, x, _ = scores(name, "softmax", scale)
+        case.tensors["largest"] = x.argmax(dim=1, keepdim=True)
+        case.finish(torch.softmax(x, dim=1), x=x)
+    for first in (0, 1):
+        case, x, labels = scores(f"class_dice_from_{first}", "class_dice", 2.0, first=first)
+        if first == 1:
+            labels[labels == 3] = 0  # a class without a voxel
+        case.finish(class_dice(torch.softmax(x, dim=1), case.put("labels", labels), first), cotangent=False, x=x)
+    case, x, labels = scores("voxel_cross_entropy", "voxel_cross_entropy", 2.0)
+    case.finish(F.cross_entropy(x, case.put("labels", labels)[:, 0]), cotangent=False, x=x)
+    case, x, labels = scores("voxel_cross_entropy_weighted", "voxel_cross_entropy", 2.0, outputs=3)
+    weights = case.put("weights", 3.0 * case.uniform(3))
+    # The mean over voxels, not over weights.
+    each = F.cross_entropy(x, case.put("labels", labels)[:, 0], weight=weights, reduction="none")
+    case.finish(each.mean(), cotangent=False, x=x)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=pathlib.Path, default=common.HERE)
     out = parser.parse_args().out
     common.deterministic()
-    for make in (convolutions, transposed_convolutions, pooling, batch_norms, elementwise, losses, optimisers, clipping):
+    for make in (convolutions, transposed_convolutions, pooling, batch_norms, elementwise, losses, optimisers, clipping, classes):
         make()
     common.save(out / "ops.safetensors", TENSORS, {"precision": "f64"})
     lines = ",\n".join(json.dumps(case) for case in CASES)

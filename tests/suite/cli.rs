@@ -422,6 +422,27 @@ fn a_whole_run_leaves_everything_it_promises() {
 }
 
 #[test]
+fn weights_remember_the_voxel_size_of_the_scans_that_they_learnt_from() {
+    if harness::trusted().is_none() {
+        return;
+    }
+    let dir = scratch();
+    // A scan of other voxels than those of the run, 9 x 9 x 12 mm, which its settings leave to the data.
+    let other = dir.path().join("other");
+    let args = ["phantom", "--out", text(&other), "--count", "1", "--size", "60,48,32", "--spacing", "6,6,9"];
+    run(&args, 0);
+    let scan = other.join("patient_0000.nii.gz");
+    let features = |name: &str, more: &[&str]| {
+        let out = dir.path().join(name);
+        run(&[&["embed", text(undisturbed()), text(&scan), "--out", text(&out)], more].concat(), 0);
+        std::fs::read(out.join("features.npy")).unwrap()
+    };
+    let found = features("found", &[]);
+    assert!(found == features("given", &["--set", "prepare.spacing=[9,9,12]"]));
+    assert!(found != features("own", &["--set", "prepare.spacing=[6,6,9]"]));
+}
+
+#[test]
 fn the_same_seed_gives_the_same_bytes_and_another_one_does_not() {
     if harness::trusted().is_none() {
         return;

@@ -76,12 +76,85 @@ fn label_maps_are_measured_and_empty_ones_counted() {
     near(&two["volume_error_relative"], -1.0);
     let csv = std::fs::read_to_string(out.join("cases.csv")).unwrap();
     assert_eq!(csv.lines().count(), 7);
-    assert!(csv.lines().any(|l| l.starts_with("b,1,0,0,") && l.ends_with(",spurious")), "{csv}");
+    assert!(csv.lines().any(|l| l.starts_with("b,1,1,0,0,") && l.ends_with(",spurious")), "{csv}");
     let shown = String::from_utf8(program.run(&["evaluate", &p, &t], 0).stdout).unwrap();
     assert!(shown.contains("HD95") && shown.contains("0.5000"), "{shown}");
     // One file against one file.
     let single = program.json(&["evaluate", &format!("{p}/a.nii.gz"), &format!("{t}/a_labels.nii.gz")]);
     near(&single["labels"]["1"]["dice_case"], 0.5);
+}
+
+#[test]
+fn the_truth_may_be_labelled_scans_and_a_recipe_names_the_classes() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = Program::new(dir.path());
+    let path = |name: &str| {
+        let path = dir.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        path
+    };
+    let text = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+    let block = |from: usize, value: f32| ([from, 0, 0], [from + 1, 5, 4], value);
+    // Labels 2 and 3 are one class of the model, 9 is none.
+    let truth = map(&[block(0, 2.0), block(1, 3.0), block(2, 5.0), block(3, 9.0)]);
+    let predicted = map(&[block(0, 2.0), block(1, 2.0), block(2, 2.0), block(3, 5.0)]);
+    std::fs::write(
+        path("organs.toml"),
+        "[data]\nclasses = [{ name = \"kidneys\", values = [2, 3] }, { name = \"liver\", values = [5] }, { name = \"spleen\", values = [1] }]\n",
+    )
+    .unwrap();
+    let check = |predictions: &str, truth: &str, recipe: Option<&str>, labels: &[(&str, &str, f64)]| {
+        let (predictions, truth) = (text(predictions), text(truth));
+        let mut args = vec!["evaluate", &predictions, &truth];
+        args.extend(recipe.into_iter().flat_map(|r| ["--recipe", r]));
+        let said = program.json(&args);
+        assert_eq!(said["labels"].as_object().unwrap().len(), labels.len(), "{said}");
+        for (label, name, dice) in labels {
+            assert_eq!(said["labels"][label]["name"], *name);
+            near(&said["labels"][label]["dice_pooled"], *dice);
+        }
+    };
+    // Plain folders; one file against another.
+    write_u8(&path("p/one.nii"), &predicted).unwrap();
+    write_u8(&path("t/one_mask.nii"), &truth).unwrap();
+    let shown = program.run(&["evaluate", &text("p"), &text("t"), "--recipe", &text("organs.toml")], 0).stdout;
+    assert!(String::from_utf8(shown).unwrap().contains("kidneys"));
+    let pooled = |labels: &Value, l: &str| labels[l]["dice_pooled"].clone();
+    let said = program.json(&["evaluate", &text("p/one.nii"), &text("t/one_mask.nii"), "--recipe", &text("organs.toml")]);
+    near(&pooled(&said["labels"], "2"), 0.8);
+    // The class that neither has is counted: absent, and right.
+    assert_eq!((&said["labels"]["1"]["absent"], &said["labels"]["1"]["name"]), (&json!(1), &json!("spleen")));
+    near(&said["labels"]["1"]["dice_case"], 1.0);
+    // Without a recipe every value is a label.
+    assert_eq!(program.json(&["evaluate", &text("p"), &text("t")])["labels"].as_object().unwrap().len(), 4);
+    // A table of scans and masks; the prediction is called after the scan.
+    write_u8(&path("scans/one.nii"), &truth).unwrap();
+    std::fs::write(path("table.csv"), "id,image,mask\nfirst,scans/one.nii,t/one_mask.nii\n").unwrap();
+    std::fs::write(path("some.toml"), "[data]\nclasses = [{ name = \"kidneys\", values = [2, 3] }, { name = \"liver\", values = [5] }]\n")
+        .unwrap();
+    let said = program.json(&["evaluate", &text("p"), &text("table.csv"), "--recipe", &text("some.toml")]);
+    near(&pooled(&said["labels"], "2"), 0.8);
+    check("p", "table.csv", None, &[("2", "label 2", 0.5), ("3", "label 3", 0.0), ("5", "label 5", 0.0), ("9", "label 9", 0.0)]);
+    // LiTS: tumours (2) are liver (1), in a folder of the archive and in one of masks alone.
+    let liver = map(&[block(0, 1.0), block(1, 2.0)]);
+    for folder in ["lits", "lits-masks"] {
+        write_u8(&path(&format!("{folder}/segmentation-7.nii")), &liver).unwrap();
+    }
+    write_u8(&path("lits/volume-7.nii"), &liver).unwrap();
+    write_u8(&path("lits-p/volume-7.nii.gz"), &map(&[block(0, 1.0)])).unwrap();
+    check("lits-p", "lits", Some("lits-lcs"), &[("1", "liver", 2.0 / 3.0)]);
+    check("lits-p", "lits-masks", None, &[("1", "1", 1.0), ("2", "2", 0.0)]);
+    // BraTS: the prediction is called after the FLAIR scan.
+    for what in ["flair", "seg"] {
+        write_u8(&path(&format!("brats/HGG/B_1/B_1_{what}.nii.gz")), &map(&[block(0, 1.0), block(1, 4.0)])).unwrap();
+    }
+    write_u8(&path("brats-p/B_1_flair.nii.gz"), &map(&[block(0, 1.0), block(2, 1.0)])).unwrap();
+    check("brats-p", "brats", Some("brats-bms"), &[("1", "tumour", 0.5)]);
+    // What makes no sense.
+    std::fs::write(path("p.csv"), "id,nodule\na,0.5\n").unwrap();
+    assert!(program.refused(&["evaluate", &text("p.csv"), &text("t")]).contains("is a table"));
+    assert!(program.refused(&["evaluate", &text("p.csv"), &text("p.csv"), "--recipe", "lits-lcs"]).contains("label maps"));
+    assert!(program.refused(&["evaluate", &text("p"), &text("lits"), "--recipe", "lits-lcs"]).contains("no truth for the case one"));
 }
 
 #[test]

@@ -111,6 +111,10 @@ impl Build<'_> {
         self.case.tensor(name).is_some().then(|| self.input(name, kind))
     }
 
+    fn voxel_labels(&mut self, x: ValueId) -> ValueId {
+        self.g.input("labels", Shape { channels: 1, ..self.g.shape(x) })
+    }
+
     /// The operation's result; a tensor when the case has a cotangent, else the loss.
     fn record(&mut self) -> Result<ValueId> {
         use Kind::{Activation, Vector, Weight};
@@ -175,6 +179,24 @@ impl Build<'_> {
                 let each = self.g.cross_entropy(op, x, labels)?;
                 Ok(self.g.mean(op, each))
             }
+            "softmax" => {
+                let largest = self.g.arg_max("largest", x);
+                self.g.output("largest", largest);
+                Ok(self.g.softmax(op, x))
+            }
+            "class_dice" => {
+                let (p, labels) = (self.g.softmax(op, x), self.voxel_labels(x));
+                let first = case.entry["first"].as_u64().unwrap();
+                self.g.class_dice(op, p, labels, usize::try_from(first).unwrap())
+            }
+            "voxel_cross_entropy" => {
+                let labels = self.voxel_labels(x);
+                let mut each = self.g.cross_entropy(op, x, labels)?;
+                if let Some(weights) = self.optional("weights", Vector) {
+                    each = self.g.weigh(op, each, labels, weights)?;
+                }
+                Ok(self.g.mean(op, each))
+            }
             "soft_dice" | "soft_dice_logits" => {
                 let p = if op == "soft_dice" { x } else { self.g.activation(op, Function::Sigmoid, x) };
                 let target = self.input("target", Activation);
@@ -235,6 +257,12 @@ fn through_the_graph(ctx: &Context, case: &Case<'_>, failures: &mut Vec<String>)
     hold(failures, case, "y", &rig.read(ctx, "y"), &want);
     for (name, _, kind) in &b.wanted {
         hold(failures, case, name, &rig.read(ctx, name), &kind.convert(case.tensor(name).unwrap()));
+    }
+    if let Some(Tensor { data: Data::I64(largest), .. }) = case.tensor("largest") {
+        let got: Vec<u32> = rig.read(ctx, "largest").into_iter().map(f32::to_bits).collect();
+        if !got.iter().zip(largest).all(|(g, w)| i64::from(*g) == *w) {
+            failures.push(format!("{} largest: {got:?} instead of {largest:?}", case.name()));
+        }
     }
     for name in ["running_mean", "running_var"] {
         let Some((offset, n)) = state(name) else { continue };
@@ -302,7 +330,7 @@ fn all_cases_agree_with_pytorch() {
     let Some(ctx) = harness::trusted() else { return };
     let source = Source::read(&reference("ops.safetensors")).unwrap();
     let list: Vec<Value> = serde_json::from_str(&std::fs::read_to_string(reference("ops.json")).unwrap()).unwrap();
-    assert_eq!(list.len(), 99);
+    assert_eq!(list.len(), 105);
     let mut failures = Vec::new();
     for entry in &list {
         let case = Case { entry, source: &source };
@@ -320,7 +348,13 @@ fn a_perturbed_case_fails() {
     let Some(ctx) = harness::trusted() else { return };
     let source = Source::read(&reference("ops.safetensors")).unwrap();
     let list: Vec<Value> = serde_json::from_str(&std::fs::read_to_string(reference("ops.json")).unwrap()).unwrap();
-    for (name, tensor) in [("batch_norm_train", "dx"), ("batch_norm_train", "running_var_after"), ("prelu_3", "dw"), ("elu", "y")] {
+    for (name, tensor) in [
+        ("batch_norm_train", "dx"),
+        ("batch_norm_train", "running_var_after"),
+        ("prelu_3", "dw"),
+        ("elu", "y"),
+        ("class_dice_from_1", "dx"),
+    ] {
         let entry = list.iter().find(|c| c["name"] == name).unwrap();
         let mut bad = source.clone();
         let Data::F32(v) = &mut bad.tensors.get_mut(&format!("{name}.{tensor}")).unwrap().data else { panic!("{tensor} holds floats") };

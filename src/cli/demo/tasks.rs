@@ -18,16 +18,19 @@ use crate::report::trials::{self, Compared, Trial};
 use crate::task::Kind;
 use crate::task::table::Part;
 
-/// Settings of every run, on top of those that the pretrained network decides.
-const PRESET: &str = include_str!("tasks.toml");
+/// What is tried: the task, its table, the settings on top of those that the pretrained network decides, and, from the smallest, the
+/// shares of the patients to learn from whose labels are used, each with the number of runs of each kind.
+const TRIED: [(Kind, &str, &str, &[(f64, u32)]); 2] = [
+    (Kind::Segment, SEGMENT, include_str!("segment.toml"), &[(0.125, 6), (0.25, 3), (1.0, 3)]),
+    // Fewer labelled patients teach a classifier nothing in so few steps, whatever it starts from.
+    (Kind::Classify, CLASSIFY, include_str!("classify.toml"), &[(0.5, 3), (1.0, 3)]),
+];
+/// Steps of the pretraining: after the few of the demo alone, encoders tell too little of what they see.
+pub(super) const PRETRAINING: usize = 1500;
 /// Patients of the labelled scans; none of them is among those of the pretraining.
 const PATIENTS: usize = 40;
 /// Shares of the patients to learn from and to choose models by.
 const SHARES: [f64; 2] = [0.4, 0.15];
-/// Shares of the patients to learn from whose labels are used.
-const FRACTIONS: [f64; 3] = [0.125, 0.25, 1.0];
-/// Runs of each kind.
-const SEEDS: u32 = 5;
 /// Least mean diameter of the nodules, mm.
 const LEAST: f32 = 8.0;
 /// Folder of the labelled scans.
@@ -69,13 +72,13 @@ pub(super) fn run(ctx: &Context, json: bool, out: &Path, weights: &Path, pretrai
     let tasks = out.join(TASKS);
     files::create_dir(&tasks)?;
     let mut found = Vec::new();
-    for (kind, table) in [(Kind::Segment, SEGMENT), (Kind::Classify, CLASSIFY)] {
-        for fraction in FRACTIONS {
+    for (kind, table, preset, shares) in TRIED {
+        for &(fraction, seeds) in shares {
             let split = labelled(&data.join(table), fraction)?;
-            for seed in 0..SEEDS {
+            for seed in 0..seeds {
                 for init in trials::INITS {
                     stop::check()?;
-                    let mut config = Config::default().overlay_toml(PRESET)?;
+                    let mut config = Config::default().overlay_toml(preset)?;
                     config.seed = pretrained.seed.wrapping_add(seed);
                     (config.model, config.cube, config.prepare.modality) =
                         (pretrained.model.clone(), pretrained.cube.clone(), pretrained.prepare.modality);

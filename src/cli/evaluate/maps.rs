@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::{Evaluated, cell, shown};
+use super::{Args, Evaluated, cell, shown};
 use crate::cli::text;
 use crate::data::frame::same_place;
 use crate::data::image;
@@ -16,6 +16,8 @@ use crate::metrics::difference::{deviation, mean};
 use crate::metrics::overlap::{Counts, Thresholds, counts};
 use crate::metrics::surface::Surfaces;
 use crate::report::progress::Progress;
+use crate::task::table::{self, Choice, Classes, Image, Layout, Truth};
+use crate::task::{Kind, table::Table};
 
 /// What the name of a map of probabilities has behind the case's.
 const PROBABILITIES: &str = "_probabilities";
@@ -62,9 +64,12 @@ impl Measured {
     }
 }
 
-pub(super) fn evaluate(predicted: &Path, truth: &Path, tolerance: f64, partial: bool, json: bool) -> Result<Evaluated> {
+pub(super) fn evaluate(a: &Args, json: bool) -> Result<Evaluated> {
+    let tolerance = a.tolerance;
     let mut notes = Vec::new();
-    let pairs = pairs(predicted, truth, partial, &mut notes)?;
+    let choice = a.recipe.as_deref().map(table::recipe).transpose()?.map(|r| r.data).unwrap_or_default();
+    let (pairs, classes) = pairs(a, &choice, &mut notes)?;
+    let label = |v: u32| classes.as_ref().map_or(v, |c| c.value_of(v));
     for p in &pairs {
         let (a, b) = (image::read_header(&p.predicted)?, image::read_header(&p.truth)?);
         same_place((a.size, &a.affine), (b.size, &b.affine)).map_err(|what| {
@@ -78,8 +83,9 @@ pub(super) fn evaluate(predicted: &Path, truth: &Path, tolerance: f64, partial: 
     let mut found: Vec<(BTreeMap<u32, Measured>, f64)> = Vec::new();
     let mut thresholds: Option<Thresholds> = None;
     for (n, pair) in pairs.iter().enumerate() {
-        let (labels, size, spacing) = labels(&pair.predicted)?;
-        let (true_labels, ..) = self::labels(&pair.truth)?;
+        let (mut labels, size, spacing) = labels(&pair.predicted)?;
+        let (mut true_labels, ..) = self::labels(&pair.truth)?;
+        labels.iter_mut().chain(&mut true_labels).for_each(|v| *v = label(*v));
         if let Some(path) = &pair.probabilities {
             take(path, &pair.truth, size, &true_labels, thresholds.get_or_insert_default())?;
         }
@@ -101,7 +107,12 @@ pub(super) fn evaluate(predicted: &Path, truth: &Path, tolerance: f64, partial: 
     if with > 0 && with < pairs.len() {
         notes.push(format!("only {with} of {} cases have probabilities; the IoU over thresholds is theirs", pairs.len()));
     }
-    let labels: BTreeSet<u32> = found.iter().flat_map(|f| f.0.keys().copied()).collect();
+    let mut labels: BTreeSet<u32> = found.iter().flat_map(|f| f.0.keys().copied()).collect();
+    labels.extend(classes.iter().flat_map(|c| c.values.iter().skip(1)));
+    let name = |label: u32| {
+        let class = classes.as_ref().and_then(|c| c.names.get(c.values.iter().position(|&v| v == label)?));
+        class.cloned().unwrap_or_else(|| label.to_string())
+    };
     if labels.is_empty() {
         notes.push("no map has a label other than the background".to_owned());
     }
@@ -112,10 +123,15 @@ pub(super) fn evaluate(predicted: &Path, truth: &Path, tolerance: f64, partial: 
     for (pair, (measured, voxel)) in pairs.iter().zip(&found) {
         for &label in &labels {
             let m = measured.get(&label).cloned().unwrap_or_else(|| Measured::absent(*voxel));
-            rows.push(row(&pair.case, label, &m));
+            rows.push(row(&pair.case, label, name(label), &m));
         }
     }
-    let summaries: Vec<(u32, Value)> = labels.iter().map(|&l| (l, of_label(&by_label(l)))).collect();
+    let of_label = |l: u32| {
+        let mut about = of_label(&by_label(l));
+        about["name"] = json!(name(l));
+        about
+    };
+    let summaries: Vec<(u32, Value)> = labels.iter().map(|&l| (l, of_label(l))).collect();
     let mut summary = json!({ "kind": "segmentation", "cases": pairs.len(), "tolerance_mm": tolerance });
     summary["labels"] = summaries.iter().map(|(l, s)| (l.to_string(), s.clone())).collect::<serde_json::Map<_, _>>().into();
     let over = |key: &str| mean(&summaries.iter().filter_map(|(_, s)| s[key].as_f64()).collect::<Vec<_>>());
@@ -138,9 +154,10 @@ pub(super) fn evaluate(predicted: &Path, truth: &Path, tolerance: f64, partial: 
     Ok(Evaluated { summary, head, cases: rows, lines, notes })
 }
 
-const HEAD: [&str; 15] = [
+const HEAD: [&str; 16] = [
     "case",
     "label",
+    "name",
     "dice",
     "iou",
     "precision",
@@ -156,7 +173,7 @@ const HEAD: [&str; 15] = [
     "note",
 ];
 
-fn row(case: &str, label: u32, m: &Measured) -> Vec<String> {
+fn row(case: &str, label: u32, name: String, m: &Measured) -> Vec<String> {
     let d = |n: usize| cell(m.distances.map(|d| d[n]));
     let note = match (m.counts.predicted, m.counts.truth) {
         (0, 0) => "absent",
@@ -167,6 +184,7 @@ fn row(case: &str, label: u32, m: &Measured) -> Vec<String> {
     vec![
         case.to_owned(),
         label.to_string(),
+        name,
         cell(Some(m.counts.dice().unwrap_or(1.0))),
         cell(Some(m.counts.iou().unwrap_or(1.0))),
         cell(m.counts.precision()),
@@ -226,9 +244,9 @@ fn table(labels: &[(u32, Value)], tolerance: f64) -> Vec<String> {
     ];
     let rows: Vec<Vec<String>> = labels
         .iter()
-        .map(|(label, s)| {
+        .map(|(_, s)| {
             let real = |k: &str| shown(s[k].as_f64());
-            let mut row = vec![label.to_string()];
+            let mut row = vec![s["name"].as_str().unwrap_or_default().to_owned()];
             row.extend(
                 ["dice_case", "dice_case_sd", "dice_pooled", "iou_case", "iou_pooled", "surface_dice", "hd95_mm", "assd_mm"].map(real),
             );
@@ -240,29 +258,44 @@ fn table(labels: &[(u32, Value)], tolerance: f64) -> Vec<String> {
     text::table(&headers, &rows).lines().map(str::to_owned).collect()
 }
 
-/// The cases, matched by name.
-fn pairs(predicted: &Path, truth: &Path, partial: bool, notes: &mut Vec<String>) -> Result<Vec<Pair>> {
+/// The cases, matched by name, and the classes where the truth or the recipe names them.
+fn pairs(a: &Args, choice: &Choice, notes: &mut Vec<String>) -> Result<(Vec<Pair>, Option<Classes>)> {
+    let (predicted, truth) = (a.predictions.as_path(), a.truth.as_path());
     let pair = |case: String, predicted: PathBuf, truth: PathBuf| {
         let near = |e: &str| predicted.with_file_name(format!("{}{PROBABILITIES}{e}", image::stem(&predicted)));
         let probabilities = image::ENDINGS.iter().map(|e| near(e)).find(|p| p.is_file());
         Pair { case, predicted, truth, probabilities }
     };
-    match (predicted.is_dir(), truth.is_dir()) {
-        (false, false) => return Ok(vec![pair(image::stem(predicted), predicted.to_path_buf(), truth.to_path_buf())]),
-        (true, true) => {}
-        _ => return Err(Error::input(predicted, format!("and {} have to be two files or two folders", truth.display()))),
+    let named = || Classes::chosen(choice).map_err(Error::Usage);
+    if predicted.is_file() && image::ending(truth).is_some() && truth.is_file() {
+        return Ok((vec![pair(image::stem(predicted), predicted.to_path_buf(), truth.to_path_buf())], named()?));
     }
-    let (predictions, mut truths) = (cases(predicted)?, cases(truth)?);
+    let predictions =
+        if predicted.is_dir() { cases(predicted)? } else { BTreeMap::from([(image::stem(predicted), predicted.to_path_buf())]) };
+    // A folder of label maps alone has no layout, also where a list of its labels lies beside them.
+    let maps_alone = truth.is_dir()
+        && match table::told(truth)? {
+            None => true,
+            Some(Layout::NnUnet) => !truth.join("labelsTr").is_dir(),
+            Some(_) => false,
+        };
+    let (mut truths, classes) = if maps_alone {
+        let list = cases(truth)?.into_iter().map(|(case, path)| (BTreeSet::from([case]), path)).collect();
+        (list, named()?)
+    } else {
+        let table = table::read(truth, Kind::Segment, Some(choice))?;
+        (listed(&table)?, Some(Classes { names: table.classes, values: table.values, merged: table.merged }))
+    };
     let mut out = Vec::new();
     for (case, file) in predictions {
-        let Some(its_truth) = truths.remove(&case) else {
+        let Some(at) = truths.iter().position(|(names, _)| names.contains(&case)) else {
             return Err(Error::input(&file, format!("there is no truth for the case {case} in {}", truth.display())));
         };
-        out.push(pair(case, file, its_truth));
+        out.push(pair(case, file, truths.swap_remove(at).1));
     }
-    if let Some((case, file)) = truths.first_key_value() {
+    if let Some((case, file)) = truths.iter().filter_map(|(names, file)| Some((names.first()?, file))).min() {
         let what = format!("{} cases of {} have no prediction, the first being {case}", truths.len(), truth.display());
-        if !partial {
+        if !a.partial {
             return Err(Error::input(
                 predicted,
                 format!("{what} ({}); predict them, or give --partial to evaluate the others", file.display()),
@@ -270,7 +303,22 @@ fn pairs(predicted: &Path, truth: &Path, partial: bool, notes: &mut Vec<String>)
         }
         notes.push(format!("{what}; they are left out"));
     }
-    Ok(out)
+    Ok((out, classes))
+}
+
+/// The masks of labelled scans with the names that predictions of them may have: the case's, and its first scan's.
+fn listed(table: &Table) -> Result<Vec<(BTreeSet<String>, PathBuf)>> {
+    let mut out: BTreeMap<&Path, BTreeSet<String>> = BTreeMap::new();
+    for case in &table.cases {
+        let Truth::Mask(Image::Scan(mask)) = &case.truth else {
+            let what = "holds cubes, which lie nowhere; label maps of scans were expected";
+            return Err(Error::input(case.images.first().map_or(Path::new(""), |i| i.path()), what));
+        };
+        let names = out.entry(mask).or_default();
+        names.insert(case.id.clone());
+        names.extend(case.images.first().map(|i| image::stem(i.path())));
+    }
+    Ok(out.into_iter().map(|(mask, names)| (names, mask.to_path_buf())).collect())
 }
 
 /// The label maps of a folder by the names of their cases: the name without a word such as `_labels`. A file with such a word stands
@@ -283,7 +331,12 @@ fn cases(dir: &Path) -> Result<BTreeMap<String, PathBuf>> {
         if image::ending(&path).is_none() || stem.starts_with('.') || stem.ends_with(PROBABILITIES) {
             continue;
         }
-        let (case, word) = without_word(&stem).map_or((stem.as_str(), false), |c| (c, true));
+        // LiTS has segmentation-N for volume-N.
+        let of_lits = stem.strip_prefix("segmentation-").filter(|n| n.parse::<u32>().is_ok()).map(|n| format!("volume-{n}"));
+        let (case, word) = match of_lits.as_deref().or_else(|| without_word(&stem)) {
+            Some(case) => (case, true),
+            None => (stem.as_str(), false),
+        };
         match out.get(case) {
             Some((before, other)) if *before == word => {
                 return Err(Error::input(&path, format!("is of the case {case}, and so is {}; keep one of them", other.display())));

@@ -22,13 +22,18 @@ pub(super) struct Args {
     /// class); or one of marks as LUNA16 has it (seriesuid, coordX, coordY, coordZ, probability)
     #[arg(value_name = "PREDICTIONS")]
     predictions: PathBuf,
-    /// The truth: label maps of the same names (a word such as _labels or _seg at the end plays no role); a CSV table with id and
-    /// label, or id and one column of 0 and 1 a class; or LUNA16's annotations.csv
+    /// The truth: label maps of the same names (a word such as _labels or _seg at the end plays no role), or labelled scans as
+    /// `semgen finetune segment` takes them; a CSV table with id and label, or id and one column of 0 and 1 a class; or LUNA16's
+    /// annotations.csv
     #[arg(value_name = "TRUTH")]
     truth: PathBuf,
     /// Folder for cases.csv and summary.json
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// Label maps: the recipe that the model was fine-tuned with, which says what the labels are called, which are merged and
+    /// which play no role, as well as how the truth is laid out
+    #[arg(long, value_name = "NAME|FILE.toml")]
+    recipe: Option<String>,
     /// Tolerance of the surface Dice in mm
     #[arg(long, value_name = "MM", default_value_t = 1.0)]
     tolerance: f64,
@@ -61,10 +66,13 @@ pub(super) fn run(common: &Common, a: &Args) -> Result<()> {
     if !(a.tolerance >= 0.0 && a.tolerance.is_finite()) {
         return Err(Error::Usage(format!("--tolerance {}: give millimetres, 0 or more", a.tolerance)));
     }
-    let table = kind(&a.predictions)?;
-    if table != kind(&a.truth)? {
-        let word = |t: bool| if t { "a table" } else { "label maps" };
-        return Err(Error::input(&a.truth, format!("holds {}, but {} holds {}", word(!table), a.predictions.display(), word(table))));
+    let (table, truths) = (kind(&a.predictions)?, kind(&a.truth)?);
+    // Label maps may have their truth named in a table.
+    if table && !truths {
+        return Err(Error::input(&a.truth, format!("holds label maps, but {} is a table", a.predictions.display())));
+    }
+    if table && a.recipe.is_some() {
+        return Err(Error::Usage("--recipe is for label maps".into()));
     }
     let marks = table && detection::is_list(&a.truth)?;
     if !marks && (a.excluded.is_some() || a.scans.is_some() || a.candidates.is_some()) {
@@ -73,7 +81,7 @@ pub(super) fn run(common: &Common, a: &Args) -> Result<()> {
     let found = match (table, marks) {
         (_, true) => detection::evaluate(a)?,
         (true, false) => classes::evaluate(&a.predictions, &a.truth, a.partial)?,
-        (false, false) => maps::evaluate(&a.predictions, &a.truth, a.tolerance, a.partial, common.json)?,
+        (false, false) => maps::evaluate(a, common.json)?,
     };
     found.notes.iter().for_each(|n| text::note(common.json, n));
     if let Some(out) = &a.out {

@@ -13,12 +13,31 @@ use crate::error::{Error, Result};
 /// Most different values of the label maps of one set, and the largest.
 const MAX_VALUES: usize = 255;
 
-/// What [`Table`] says about classes.
-#[derive(Debug, PartialEq)]
-pub(super) struct Classes {
-    pub(super) names: Vec<String>,
-    pub(super) values: Vec<u32>,
-    pub(super) merged: Vec<Vec<u32>>,
+/// Classes of a segmentation, the background first: what [`Table`] says about them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Classes {
+    /// Names.
+    pub names: Vec<String>,
+    /// The value of each in label maps.
+    pub values: Vec<u32>,
+    /// Which values of label maps count as each, where that is not `values`. Empty otherwise.
+    pub merged: Vec<Vec<u32>>,
+}
+
+impl Classes {
+    /// Those that `choice` names with the label values that count as them, if it names any.
+    ///
+    /// # Errors
+    /// A sentence about classes without values or with the same ones.
+    pub fn chosen(choice: &Choice) -> Result<Option<Self>, String> {
+        choice.classes.as_deref().map(|chosen| resolve(Some(chosen), &[])).transpose()
+    }
+
+    /// The value of the class that `value` counts as; 0 if no class claims it.
+    pub fn value_of(&self, value: u32) -> u32 {
+        let claims = |c: usize| self.merged.get(c).map_or(self.values[c] == value, |m| m.contains(&value));
+        (1..self.values.len()).find(|&c| claims(c)).map_or(0, |c| self.values[c])
+    }
 }
 
 /// Classes from those that a recipe names, or from those that the data name (without the background).
@@ -168,7 +187,9 @@ mod tests {
         assert_eq!((plain.values.as_slice(), plain.merged.as_slice()), (&[0, 1, 2, 4][..], &[][..]));
         assert_eq!(plain.names, ["background", "necrosis", "oedema", "enhancing"]);
         let whole = resolve(Some(&[class("tumour", &[1, 2, 4])]), &data).unwrap();
-        assert_eq!((whole.values, whole.merged), (vec![0, 1], vec![vec![0], vec![1, 2, 4]]));
+        assert_eq!((&whole.values, &whole.merged), (&vec![0, 1], &vec![vec![0], vec![1, 2, 4]]));
+        assert_eq!([0, 1, 2, 3, 4].map(|v| whole.value_of(v)), [0, 1, 1, 0, 1]);
+        assert_eq!([0, 1, 2, 3, 4].map(|v| plain.value_of(v)), [0, 1, 2, 0, 4]);
         let one = resolve(Some(&[class("Oedema", &[])]), &data).unwrap();
         assert_eq!((one.values, one.merged), (vec![0, 2], vec![vec![0, 1, 4], vec![2]]));
     }

@@ -24,7 +24,7 @@ fn a_bright_ball_is_found_with_every_loss() {
     for (loss, weights) in [("dice+ce", "none"), ("dice", "none"), ("ce", "balanced")] {
         let out = dir.path().join(loss);
         let (loss, weights) = (format!("finetune.loss={loss}"), format!("finetune.class_weights={weights}"));
-        let sets = [&*loss, &*weights, "train.max_steps=48", "finetune.windows=4"];
+        let sets = [&*loss, &*weights, "train.max_steps=64", "finetune.windows=4"];
         let summary = finetune("segment", &data, &out, &sets);
         for part in ["validation", "test"] {
             let dice = summary[part]["dice"].as_f64().unwrap();
