@@ -85,7 +85,7 @@ pub struct Job<'a> {
     /// What the model is for.
     pub task: &'a Description,
     /// Weights to start from; what they lack is random, but the bias of an output layer for masks is that of
-    /// [`prior`](super::start::prior).
+    /// [`prior`].
     pub start: Option<&'a Named>,
     /// What the checkpoints say about where they come from.
     pub origin: serde_json::Value,
