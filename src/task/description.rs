@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::table;
 use crate::config::{Config, Model};
 use crate::data::recipe::Recipe;
 use crate::error::{Error, Result};
@@ -102,9 +103,7 @@ impl Description {
 
     /// The class that a value of a label map stands for.
     pub fn class_of(&self, value: f32) -> Option<u16> {
-        let is = |&v: &u32| v as f32 == value;
-        let class =
-            if self.merged.is_empty() { self.values.iter().position(is) } else { self.merged.iter().position(|m| m.iter().any(is)) };
+        let class = table::class_of(&self.values, &self.merged, value);
         class.and_then(|c| u16::try_from(c).ok())
     }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
+use serde_json::Value;
 
 use super::{Description, Kind};
 use crate::config::{Activation, Config, Model, Variant};
@@ -33,9 +34,9 @@ pub struct Report {
 /// # Errors
 /// A sentence if the tensors are not of this family of networks.
 pub fn network(tensors: &Named, metadata: Option<&str>, like: &Model) -> Result<Model, String> {
-    let recorded = metadata.and_then(|m| serde_json::from_str::<serde_json::Value>(m).ok());
-    if let Some(task) = recorded.as_ref().map(|r| &r["task"]).filter(|t| !t.is_null()) {
-        return Description::parse(task.clone()).map(|t| t.model);
+    let recorded = recorded(metadata);
+    if let Some(task) = recorded.as_ref().and_then(task_of) {
+        return task.map(|t| t.model);
     }
     let config = recorded.as_ref().and_then(|r| Config::default().overlay_toml(r["config"].as_str()?).ok());
     let mut model = config.map_or_else(|| like.clone(), |c| c.model);
@@ -52,9 +53,18 @@ pub fn network(tensors: &Named, metadata: Option<&str>, like: &Model) -> Result<
 /// and without a [`prior`], networks came to a Dice of 0.08 in 40 steps on six scans of the demo, and to 0.40 with a new layer (means of
 /// three seeds).
 pub fn ends_in_masks(metadata: Option<&str>) -> bool {
-    let recorded = metadata.and_then(|m| serde_json::from_str::<serde_json::Value>(m).ok());
-    let task = recorded.and_then(|r| Description::parse(r.get("task")?.clone()).ok());
-    task.is_some_and(|t| t.kind == Kind::Segment)
+    recorded(metadata).as_ref().and_then(task_of).is_some_and(|t| t.is_ok_and(|t| t.kind == Kind::Segment))
+}
+
+/// What a file says about itself.
+fn recorded(metadata: Option<&str>) -> Option<Value> {
+    serde_json::from_str(metadata?).ok()
+}
+
+/// The task that weights were fine-tuned for, if they were.
+fn task_of(recorded: &Value) -> Option<Result<Description, String>> {
+    let task = recorded.get("task").filter(|t| !t.is_null())?;
+    Some(Description::parse(task.clone()))
 }
 
 /// The tensors of a file that the network `graph` can start from; its output layer is left out unless it `ends_in_masks`.

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-pub use classes::Classes;
+pub use classes::{Classes, class_of};
 pub use cubes::read_cube;
 pub use split::{Division, parts};
 

@@ -16,8 +16,8 @@ use crate::metrics::difference::{deviation, mean};
 use crate::metrics::overlap::{Counts, Thresholds, counts};
 use crate::metrics::surface::Surfaces;
 use crate::report::progress::Progress;
-use crate::task::table::{self, Choice, Classes, Image, Layout, Truth};
-use crate::task::{Kind, table::Table};
+use crate::task::Kind;
+use crate::task::table::{self, Choice, Classes, Image, Layout, Table, Truth};
 
 /// What the name of a map of probabilities has behind the case's.
 const PROBABILITIES: &str = "_probabilities";

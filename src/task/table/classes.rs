@@ -35,9 +35,14 @@ impl Classes {
 
     /// The value of the class that `value` counts as; 0 if no class claims it.
     pub fn value_of(&self, value: u32) -> u32 {
-        let claims = |c: usize| self.merged.get(c).map_or(self.values[c] == value, |m| m.contains(&value));
-        (1..self.values.len()).find(|&c| claims(c)).map_or(0, |c| self.values[c])
+        class_of(&self.values, &self.merged, value as f32).map_or(0, |c| self.values[c])
     }
+}
+
+/// The class that a value of a label map stands for, where `values` and `merged` are those of [`Classes`].
+pub fn class_of(values: &[u32], merged: &[Vec<u32>], value: f32) -> Option<usize> {
+    let is = |&v: &u32| v as f32 == value;
+    if merged.is_empty() { values.iter().position(is) } else { merged.iter().position(|m| m.iter().any(is)) }
 }
 
 /// Classes from those that a recipe names, or from those that the data name (without the background).
