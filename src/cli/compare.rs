@@ -64,7 +64,7 @@ pub(super) fn run(common: &Common, a: &Args) -> Result<()> {
                 shown("labelled"),
                 shown("seed"),
                 shown("steps"),
-                r.summary[part][&metric].to_string(),
+                r.summary[part][&metric].as_f64().map_or_else(|| "none".into(), |v| format!("{v:.4}")),
             ]
         })
         .collect();
