@@ -25,7 +25,7 @@ const TRIED: [(Kind, &str, &str, &[(f64, u32)]); 2] = [
     // Fewer labelled patients teach a classifier nothing in so few steps, whatever it starts from.
     (Kind::Classify, CLASSIFY, include_str!("classify.toml"), &[(0.5, 3), (1.0, 3)]),
 ];
-/// Steps of the pretraining: after the few of the demo alone, encoders tell too little of what they see.
+/// Steps of the pretraining; the demo alone has fewer, to end sooner.
 pub(super) const PRETRAINING: usize = 1500;
 /// Patients of the labelled scans; none of them is among those of the pretraining.
 const PATIENTS: usize = 40;

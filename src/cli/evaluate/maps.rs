@@ -69,7 +69,6 @@ pub(super) fn evaluate(a: &Args, json: bool) -> Result<Evaluated> {
     let mut notes = Vec::new();
     let choice = a.recipe.as_deref().map(table::recipe).transpose()?.map(|r| r.data).unwrap_or_default();
     let (pairs, classes) = pairs(a, &choice, &mut notes)?;
-    let label = |v: u32| classes.as_ref().map_or(v, |c| c.value_of(v));
     for p in &pairs {
         let (a, b) = (image::read_header(&p.predicted)?, image::read_header(&p.truth)?);
         same_place((a.size, &a.affine), (b.size, &b.affine)).map_err(|what| {
@@ -85,7 +84,9 @@ pub(super) fn evaluate(a: &Args, json: bool) -> Result<Evaluated> {
     for (n, pair) in pairs.iter().enumerate() {
         let (mut labels, size, spacing) = labels(&pair.predicted)?;
         let (mut true_labels, ..) = self::labels(&pair.truth)?;
-        labels.iter_mut().chain(&mut true_labels).for_each(|v| *v = label(*v));
+        if let Some(classes) = &classes {
+            labels.iter_mut().chain(&mut true_labels).for_each(|v| *v = classes.value_of(*v));
+        }
         if let Some(path) = &pair.probabilities {
             take(path, &pair.truth, size, &true_labels, thresholds.get_or_insert_default())?;
         }
