@@ -299,8 +299,9 @@ fn start_from(
     json: bool,
 ) -> Result<crate::train::checkpoint::Named> {
     let graph = finetune::graph(config, task)?;
-    let (tensors, mut report) =
+    let (mut tensors, mut report) =
         start::at(path, start::fit(&weights.tensors, &graph, &task.spec(), start::ends_in_masks(weights.metadata.as_deref())))?;
+    report.rescaled = start::rescale(&mut tensors, &graph);
     report.renamed.clone_from(&weights.renamed);
     report.dropped.extend(weights.dropped.iter().cloned());
     text::note(json, &format!("{}:", path.display()));

@@ -201,6 +201,11 @@ impl Graph {
         }
     }
 
+    /// Whether the parameter of that index gets no gradient.
+    pub fn is_frozen(&self, index: usize) -> bool {
+        self.frozen[index]
+    }
+
     /// The value of the running statistic `name`, declared on first use.
     ///
     /// # Errors

@@ -283,6 +283,7 @@ fn start_weights(report: &mut Report, weights: &Value) {
         &[
             vec!["loaded".into(), count("loaded")],
             vec!["adapted to the input channels".into(), count("adapted")],
+            vec!["kernels made as long as new ones".into(), count("rescaled")],
             vec!["renamed".into(), count("renamed")],
             vec!["left out".into(), count("dropped")],
             vec!["random".into(), count("random")],

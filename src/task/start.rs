@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::{Description, Kind};
 use crate::config::{Activation, Config, Model, Variant};
 use crate::error::{Error, Result};
-use crate::graph::Graph;
+use crate::graph::{Graph, Home, Init, Op, ValueId};
 use crate::interop::network::Network;
 use crate::interop::tensors::{Data, Tensor};
 use crate::model::Spec;
@@ -23,6 +23,8 @@ pub struct Report {
     pub adapted: Vec<String>,
     /// In the file, but not used, with the reason.
     pub dropped: Vec<(String, String)>,
+    /// Weights that were made as long as new ones, see [`rescale`].
+    pub rescaled: Vec<String>,
     /// Of the network, but not in the file: random.
     pub random: Vec<String>,
     /// Names changed while reading: old and new.
@@ -131,6 +133,55 @@ fn repeated(tensor: &Tensor, shape: &[usize]) -> Option<Tensor> {
     Some(Tensor { shape: shape.to_vec(), data: Data::F32(data) })
 }
 
+/// Scales each convolution in front of a batch norm to the length that the weight of a new network has, and the norm along with it: the
+/// output of the network for running statistics stays what it is. What a batch norm gives depends only on the direction of the weight
+/// before it, and Adam's steps have a length of their own, so that a weight which has grown over a pretraining turns that much less
+/// with each step (van Laarhoven 2017, "L2 regularization versus batch and weight normalization"): those of the demo had become two to
+/// five times as long. Layers that are not trained, or not wholly in `tensors`, are left alone. Returns the names of the weights.
+pub fn rescale(tensors: &mut Named, graph: &Graph) -> Vec<String> {
+    let mut names = Vec::new();
+    for norm in graph.nodes() {
+        let (Op::BatchNorm { geom, .. } | Op::BatchNormRunning(geom)) = norm.op else { continue };
+        let Some(conv) = graph.nodes().iter().find(|n| matches!(n.op, Op::Conv3d { .. }) && n.outputs[0] == norm.inputs[0]) else {
+            continue;
+        };
+        let named = |v: ValueId| match graph.values()[v.0].home {
+            Home::Param(i) if !graph.is_frozen(i) => Some(&graph.params.list()[i]),
+            Home::State(i) => Some(&graph.state.list()[i]),
+            _ => None,
+        };
+        let [.., weight, bias] = conv.inputs[..] else { continue };
+        let [_, gamma, _, mean, variance] = norm.inputs[..] else { continue };
+        let Some([weight, bias, gamma, mean, variance]) = all([weight, bias, gamma, mean, variance].map(named)) else { continue };
+        let Init::Uniform(bound) = weight.init else { continue };
+        let Some([w, b, g, m, v]) = all([weight, bias, gamma, mean, variance].map(|p| tensors.get(&p.name)?.floats())) else { continue };
+        let length = w.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+        // Expected of uniform numbers.
+        let new = f64::from(bound) * (w.len() as f64 / 3.0).sqrt();
+        let (s, eps) = (new / length, f64::from(geom.eps));
+        if !s.is_normal() {
+            continue;
+        }
+        let by = |values: &[f32], factor: f64| values.iter().map(|&x| (f64::from(x) * factor) as f32).collect();
+        // ε does not scale along, so γ makes up for it.
+        let makes_up = |(&g, &v): (&f32, &f32)| {
+            let v = f64::from(v);
+            (f64::from(g) * ((s * s * v + eps) / (v + eps)).sqrt() / s) as f32
+        };
+        let scaled = [by(w, s), by(b, s), g.iter().zip(v).map(makes_up).collect(), by(m, s), by(v, s * s)];
+        for (p, values) in [weight, bias, gamma, mean, variance].into_iter().zip(scaled) {
+            tensors.insert(p.name.clone(), Tensor::f32(p.file_shape(), values));
+        }
+        names.push(weight.name.clone());
+    }
+    names
+}
+
+/// All of them, if none is missing.
+fn all<T, const N: usize>(found: [Option<T>; N]) -> Option<[T; N]> {
+    found.into_iter().collect::<Option<Vec<T>>>()?.try_into().ok()
+}
+
 /// Least share of a class in [`prior`].
 const RARE: f64 = 0.01;
 
@@ -166,6 +217,9 @@ impl Report {
         };
         if !self.adapted.is_empty() {
             out.push(format!("  adapted to the input channels: {}", few(self.adapted.clone())));
+        }
+        if !self.rescaled.is_empty() {
+            out.push(format!("  as long as new ones, with equal outputs: {}", few(self.rescaled.clone())));
         }
         if !self.dropped.is_empty() {
             out.push(format!("  left out: {}", few(self.dropped.iter().map(|(n, why)| format!("{n} ({why})")).collect())));
