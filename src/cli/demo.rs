@@ -35,8 +35,8 @@ const NAMES: [&str; 7] = [PHANTOMS, RUN, REPORT, tasks::NODULES, tasks::TASKS, t
 /// Options of `demo`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Pretrain for 1500 steps, and go on to fine-tune on small labelled sets of other synthetic patients, from the pretrained weights
-    /// and from scratch, and to compare both (30 runs)
+    /// Pretrain for 1500 steps with 24 pseudo labels, and go on to fine-tune on small labelled sets of other synthetic patients, from the pretrained weights
+    /// and from scratch, and to compare both (32 runs)
     #[arg(long)]
     finetune: bool,
     #[command(flatten)]
@@ -48,7 +48,7 @@ pub(super) fn run(common: &Common, a: &Args) -> Result<()> {
     let out = a.run.out.clone().unwrap_or_else(|| PathBuf::from("semgen-demo"));
     let mut preset = Config::default().overlay_toml(PRESET)?;
     if a.finetune {
-        preset.train.max_steps = tasks::PRETRAINING;
+        preset = preset.overlay_toml(tasks::PRETRAINING)?;
     }
     // Wrong settings and a missing adapter are told before anything is written.
     let config = a.run.settings.on(preset.clone())?;
@@ -143,5 +143,7 @@ mod tests {
         let config = Config::default().overlay_toml(PRESET).unwrap();
         assert_eq!(config.cube.size, [32, 32, 16]);
         assert!(config.validate().is_ok());
+        let longer = config.overlay_toml(tasks::PRETRAINING).unwrap();
+        assert!(longer.train.max_steps > 1000 && longer.validate().is_ok());
     }
 }

@@ -187,12 +187,6 @@ pub(crate) fn report(trials: &[Trial], compared: &[Compared]) -> Result<Report> 
          correction is over both tasks. Phantoms are simpler than patients: the page shows \
          that the method works, not how much it gives in a clinic.",
     );
-    report.paragraph(
-        "Networks are measured with the running statistics of their batch norms, which lag behind the weights after few steps at a high \
-         rate: more so from scratch, where weights are small and a step is large beside them. Where a network from scratch has the lower \
-         training loss and yet the lower test value, that is why, and the difference says little about what its features are worth; \
-         tests/reference/running_statistics.py measures the segmentations with statistics estimated again.",
-    );
     report.footer(&format!("Made by semantic-genesis {}. Research software, not a medical device.", env!("CARGO_PKG_VERSION")));
     Ok(report)
 }

@@ -1,11 +1,11 @@
-"""How much of what pretraining seems worth comes from the running statistics of the batch norms?
+"""Do running statistics decide what `semgen demo --finetune` finds?
 
     python running_statistics.py DEMO        a folder that `semgen demo --finetune` wrote
 
-Networks are measured with the running statistics of their batch norms, which follow the last steps of the training. A network that
-starts from small random weights moves farther in a step, relative to them, than one that was pretrained, so that after few steps its
-statistics lag behind its weights. Here those of every segmentation with the fewest labels are estimated again, from the labelled
-scans in all eight orientations with the weights as they are, and the Dice on the test part is computed before and after.
+Networks are measured with the running statistics of their batch norms, which follow the last steps of the training. After few steps at
+a high rate they lag behind the weights, more so for a network from small random weights, which a step changes more; a comparison would
+then say little about features. Here those of every segmentation with the fewest labels are estimated again, from the labelled scans in
+all eight orientations with the weights as they are, and the Dice on the test part is computed before and after.
 """
 
 import csv
@@ -24,10 +24,10 @@ BASE = 4
 FLIPS = [axes for n in range(4) for axes in itertools.combinations((2, 3, 4), n)]
 
 
-def part(folder, name):
-    """Images in [0, 1] and masks of a part, `[n, 1, x, y, z]` and `[n, x, y, z]`."""
+def part(folder, share, name):
+    """Images in [0, 1] and masks of a part, `[n, 1, x, y, z]` and `[n, x, y, z]`; `share` of the labels, in thousandths."""
     rows = {r["id"]: r for r in csv.DictReader((folder / "segment.csv").open())}
-    split = csv.DictReader((folder / "segment.125.csv").open())
+    split = csv.DictReader((folder / f"segment.{share}.csv").open())
 
     def read(file):
         # To +x left, +y posterior, +z superior, as scans are prepared.
@@ -60,10 +60,11 @@ def estimate(net, images, batch=4):
 
 def main():
     demo = pathlib.Path(sys.argv[1])
-    (images, _), test = part(demo / "nodules", "train"), part(demo / "nodules", "test")
+    share = min(int(path.suffixes[0][1:]) for path in demo.glob("nodules/segment.*.csv"))
+    (images, _), test = (part(demo / "nodules", share, name) for name in ("train", "test"))
     for init in ("pretrained", "scratch"):
         before, after = [], []
-        for run in sorted(demo.glob(f"tasks/segment-125-{init}-*")):
+        for run in sorted(demo.glob(f"tasks/segment-{share}-{init}-*")):
             net = Segmenter(BASE, 1, 1)
             net.load_state_dict(load_file(run / "checkpoints/best.safetensors"), strict=True)
             before.append(dice(net, *test))

@@ -19,20 +19,21 @@ use crate::task::Kind;
 use crate::task::table::Part;
 
 /// What is tried: the task, its table, the settings on top of those that the pretrained network decides, and, from the smallest, the
-/// shares of the patients to learn from whose labels are used, each with the number of runs of each kind.
-const TRIED: [(Kind, &str, &str, &[(f64, u32)]); 2] = [
-    (Kind::Segment, SEGMENT, include_str!("segment.toml"), &[(0.125, 6), (1.0, 3)]),
+/// shares of the patients to learn from whose labels are used, each with the windows of a scan in an epoch, with which epochs of all
+/// shares are about as long, and the number of runs of each kind.
+const TRIED: [(Kind, &str, &str, &[(f64, usize, u32)]); 2] = [
+    (Kind::Segment, SEGMENT, include_str!("segment.toml"), &[(0.0625, 40, 7), (0.5, 5, 3)]),
     // Fewer labelled patients teach a classifier nothing in so few steps, whatever it starts from.
-    (Kind::Classify, CLASSIFY, include_str!("classify.toml"), &[(0.5, 3), (1.0, 3)]),
+    (Kind::Classify, CLASSIFY, include_str!("classify.toml"), &[(0.5, 2, 3), (1.0, 1, 3)]),
 ];
-/// Steps of the pretraining; the demo alone has fewer, to end sooner.
-pub(super) const PRETRAINING: usize = 1500;
+/// Settings of the pretraining, on top of those of the demo, which is shorter.
+pub(super) const PRETRAINING: &str = include_str!("pretrain.toml");
 /// Patients of the labelled scans; none of them is among those of the pretraining.
-const PATIENTS: usize = 40;
+const PATIENTS: usize = 80;
 /// Shares of the patients to learn from and to choose models by.
 const SHARES: [f64; 2] = [0.4, 0.15];
-/// Least mean diameter of the nodules, mm.
-const LEAST: f32 = 8.0;
+/// Mean diameters of the nodules, mm: a few of the largest would have most of the voxels.
+const DIAMETERS: [f32; 2] = [8.0, 20.0];
 /// Folder of the labelled scans.
 pub(super) const NODULES: &str = "nodules";
 /// Folder of the runs.
@@ -59,7 +60,7 @@ pub(super) fn run(ctx: &Context, json: bool, out: &Path, weights: &Path, pretrai
         size: SIZE,
         spacing: SPACING,
         cube: pretrained.cube.size,
-        least: LEAST,
+        diameters: DIAMETERS,
         each: 3,
         shares: SHARES,
     };
@@ -73,7 +74,7 @@ pub(super) fn run(ctx: &Context, json: bool, out: &Path, weights: &Path, pretrai
     files::create_dir(&tasks)?;
     let mut found = Vec::new();
     for (kind, table, preset, shares) in TRIED {
-        for &(fraction, seeds) in shares {
+        for &(fraction, windows, seeds) in shares {
             let split = labelled(&data.join(table), fraction)?;
             let begin = found.len();
             for seed in 0..seeds {
@@ -84,8 +85,7 @@ pub(super) fn run(ctx: &Context, json: bool, out: &Path, weights: &Path, pretrai
                     (config.model, config.cube, config.prepare.modality) =
                         (pretrained.model.clone(), pretrained.cube.clone(), pretrained.prepare.modality);
                     config.prepare.spacing = Auto::Given(SPACING);
-                    // Epochs of all fractions are about as long, so that models are chosen from as many.
-                    config.finetune.windows = (1.0 / fraction).round() as usize;
+                    config.finetune.windows = windows;
                     let out = tasks.join(format!("{}-{}-{init}-{seed}", kind.word(), permille(fraction)));
                     let settings = Settings { config: None, sets: Vec::new(), seed: None };
                     let args = TaskArgs {

@@ -18,7 +18,7 @@ const TRIES: usize = 2000;
 /// What to cut out of which patients.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Regions {
-    /// Patients; only those with a nodule of at least `least` count.
+    /// Patients; only those with a nodule of one of the `diameters` count.
     pub patients: usize,
     /// Body types.
     pub types: usize,
@@ -30,8 +30,8 @@ pub struct Regions {
     pub spacing: [f64; 3],
     /// Voxels of what is cut out.
     pub cube: [usize; 3],
-    /// Least mean diameter of a nodule that is cut out, mm.
-    pub least: f32,
+    /// Least and largest mean diameter of a nodule that is cut out, mm.
+    pub diameters: [f32; 2],
     /// Scans cut out around each nodule, and as many without any.
     pub each: usize,
     /// Shares of the patients to learn from and to choose models by; the rest is to report on.
@@ -71,7 +71,8 @@ impl Regions {
         let drawn = (0..many).map(|i| Patient::draw(self.seed, i, self.types));
         let patients: Vec<Patient> = drawn.filter(|p| p.nodules.iter().any(|n| self.counts(n))).take(self.patients).collect();
         if patients.len() < self.patients {
-            return Err(Error::Usage(format!("hardly any patient has a nodule of {} mm; ask for smaller ones", self.least)));
+            let [least, most] = self.diameters;
+            return Err(Error::Usage(format!("hardly any patient has a nodule of {least} to {most} mm; ask for others")));
         }
         let (mut segment, mut classify) = (String::from("id,image,mask,patient,split\n"), String::from("id,image,label,patient,split\n"));
         let mut done = 0;
@@ -104,7 +105,8 @@ impl Regions {
 
     fn counts(&self, n: &Nodule) -> bool {
         let half = |a: usize| 0.5 * self.size[a] as f64 * self.spacing[a];
-        n.diameter >= self.least && (0..3).all(|a| f64::from(n.ras[a].abs()) < half(a))
+        let [least, most] = self.diameters;
+        (least..=most).contains(&n.diameter) && (0..3).all(|a| f64::from(n.ras[a].abs()) < half(a))
     }
 
     /// Names of the regions with and without nodules that were cut out of a patient.
@@ -167,7 +169,7 @@ mod tests {
             size: [96, 96, 48],
             spacing: [3.8, 3.8, 6.8],
             cube: [16, 16, 8],
-            least: 12.0,
+            diameters: [12.0, 30.0],
             each: 2,
             shares: [0.3, 0.3],
         };
