@@ -22,7 +22,7 @@ use crate::task::table::Part;
 /// shares of the patients to learn from whose labels are used, each with the windows of a scan in an epoch, with which epochs of all
 /// shares are about as long, and the number of runs of each kind.
 const TRIED: [(Kind, &str, &str, &[(f64, usize, u32)]); 2] = [
-    (Kind::Segment, SEGMENT, include_str!("segment.toml"), &[(0.0625, 40, 7), (0.5, 5, 3)]),
+    (Kind::Segment, SEGMENT, include_str!("segment.toml"), &[(0.0625, 40, 8), (0.5, 5, 3)]),
     // Fewer labelled patients teach a classifier nothing in so few steps, whatever it starts from.
     (Kind::Classify, CLASSIFY, include_str!("classify.toml"), &[(0.5, 2, 3), (1.0, 1, 3)]),
 ];
