@@ -35,8 +35,8 @@ const NAMES: [&str; 7] = [PHANTOMS, RUN, REPORT, tasks::NODULES, tasks::TASKS, t
 /// Options of `demo`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Pretrain for 1500 steps with 24 pseudo labels, and go on to fine-tune on small labelled sets of other synthetic patients, from the pretrained weights
-    /// and from scratch, and to compare both (34 runs)
+    /// Pretrain for 1500 steps with 24 pseudo labels, and go on to fine-tune on small labelled sets of other synthetic patients, from
+    /// the pretrained weights and from scratch, and to compare both (34 runs)
     #[arg(long)]
     finetune: bool,
     #[command(flatten)]

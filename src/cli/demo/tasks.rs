@@ -18,13 +18,13 @@ use crate::report::trials::{self, Compared, Trial};
 use crate::task::Kind;
 use crate::task::table::Part;
 
-/// What is tried: the task, its table, the settings on top of those that the pretrained network decides, and, from the smallest, the
-/// shares of the patients to learn from whose labels are used, each with the windows of a scan in an epoch, with which epochs of all
-/// shares are about as long, and the number of runs of each kind.
-const TRIED: [(Kind, &str, &str, &[(f64, usize, u32)]); 2] = [
-    (Kind::Segment, SEGMENT, include_str!("segment.toml"), &[(0.0625, 40, 8), (0.5, 5, 3)]),
+/// What is tried: the task, its table, the settings on top of those that the pretrained network decides, about how many windows make
+/// an epoch, and, from the smallest, the shares of the patients to learn from whose labels are used, each with the number of runs of
+/// each kind. Epochs are as long for all, however many scans patients have, since the rate falls with them.
+const TRIED: [(Kind, &str, &str, f64, &[(f64, u32)]); 2] = [
+    (Kind::Segment, SEGMENT, include_str!("segment.toml"), 240.0, &[(0.0625, 8), (0.5, 3)]),
     // Fewer labelled patients teach a classifier nothing in so few steps, whatever it starts from.
-    (Kind::Classify, CLASSIFY, include_str!("classify.toml"), &[(0.5, 2, 3), (1.0, 1, 3)]),
+    (Kind::Classify, CLASSIFY, include_str!("classify.toml"), 320.0, &[(0.5, 3), (1.0, 3)]),
 ];
 /// Settings of the pretraining, on top of those of the demo, which is shorter.
 pub(super) const PRETRAINING: &str = include_str!("pretrain.toml");
@@ -73,9 +73,9 @@ pub(super) fn run(ctx: &Context, json: bool, out: &Path, weights: &Path, pretrai
     let tasks = out.join(TASKS);
     files::create_dir(&tasks)?;
     let mut found = Vec::new();
-    for (kind, table, preset, shares) in TRIED {
-        for &(fraction, windows, seeds) in shares {
-            let split = labelled(&data.join(table), fraction)?;
+    for (kind, table, preset, windows, shares) in TRIED {
+        for &(fraction, seeds) in shares {
+            let (split, scans) = labelled(&data.join(table), fraction)?;
             let begin = found.len();
             for seed in 0..seeds {
                 for init in trials::INITS {
@@ -85,7 +85,7 @@ pub(super) fn run(ctx: &Context, json: bool, out: &Path, weights: &Path, pretrai
                     (config.model, config.cube, config.prepare.modality) =
                         (pretrained.model.clone(), pretrained.cube.clone(), pretrained.prepare.modality);
                     config.prepare.spacing = Auto::Given(SPACING);
-                    config.finetune.windows = windows;
+                    config.finetune.windows = (windows / scans as f64).round().max(1.0) as usize;
                     let out = tasks.join(format!("{}-{}-{init}-{seed}", kind.word(), permille(fraction)));
                     let settings = Settings { config: None, sets: Vec::new(), seed: None };
                     let args = TaskArgs {
@@ -114,8 +114,8 @@ fn permille(fraction: f64) -> u32 {
 }
 
 /// Writes which cases of a table are used where the labels of the first `fraction` of the training patients are: the same for every
-/// seed, and those of a smaller share are among those of a larger.
-fn labelled(table: &Path, fraction: f64) -> Result<PathBuf> {
+/// seed, and those of a smaller share are among those of a larger. Returns the file and the number of scans to learn from.
+fn labelled(table: &Path, fraction: f64) -> Result<(PathBuf, usize)> {
     let text = std::fs::read_to_string(table).map_err(Error::io("read", table))?;
     // The tables are our own: id, file, truth, patient, part.
     let rows: Vec<Vec<&str>> = text.lines().skip(1).map(|l| l.split(',').collect()).collect();
@@ -123,12 +123,14 @@ fn labelled(table: &Path, fraction: f64) -> Result<PathBuf> {
     patients.dedup();
     patients.truncate((patients.len() as f64 * fraction).ceil() as usize);
     let mut out = String::from("id,split\n");
+    let mut scans = 0;
     for r in rows.iter().filter(|r| r[4] != Part::Train.word() || patients.contains(&r[3])) {
         out += &format!("{},{}\n", r[0], r[4]);
+        scans += usize::from(r[4] == Part::Train.word());
     }
     let path = table.with_extension(format!("{}.csv", permille(fraction)));
     files::write_bytes(&path, out.as_bytes())?;
-    Ok(path)
+    Ok((path, scans))
 }
 
 /// One run, or what it came to before.
