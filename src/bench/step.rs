@@ -11,7 +11,7 @@ use super::result::Row;
 use crate::config::{Activation, Config, Norm, Optimiser, Precision, Preset, Variant};
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Context, Program, STAGING, Timing};
-use crate::graph::{Graph, LOSS_SCALE, ValueId};
+use crate::graph::{Graph, LOSS_SCALE, ValueId, producer};
 use crate::kernels::check::numbers;
 use crate::kernels::optimiser::Hyper;
 use crate::model::{Mode, Spec};
@@ -257,7 +257,7 @@ impl Rig {
 
 /// Index of the first operation of the gradient: the one after everything that the losses need.
 fn backward_begins(graph: &Graph) -> usize {
-    let made = |v: ValueId| graph.nodes().iter().position(|n| n.outputs.contains(&v)).map_or(0, |i| i + 1);
+    let made = |v: ValueId| producer(graph.nodes(), v).map_or(0, |i| i + 1);
     graph.outputs().iter().filter(|o| o.0.starts_with("loss")).map(|o| made(o.1)).max().unwrap_or(0)
 }
 

@@ -124,6 +124,11 @@ pub struct Node {
     pub label: String,
 }
 
+/// The place among `nodes` of the operation that computes `v`; none computes inputs and parameters.
+pub fn producer(nodes: &[Node], v: ValueId) -> Option<usize> {
+    nodes.iter().position(|n| n.outputs.contains(&v))
+}
+
 /// A recorded network.
 #[derive(Clone, Debug, Default)]
 pub struct Graph {

@@ -4,7 +4,7 @@
 //! what operations compute and who uses it: a value that is an output, or that something else needs, stays.
 
 use crate::gpu::Caps;
-use crate::graph::{FusedConv, Graph, Head, Home, Node, Op, ValueId};
+use crate::graph::{FusedConv, Graph, Head, Home, Node, Op, ValueId, producer};
 use crate::kernels::activation::Function;
 use crate::kernels::batch_norm::Use;
 use crate::kernels::loss::{Pointwise, head};
@@ -94,10 +94,6 @@ impl Work<'_> {
         }
     }
 
-    fn producer(&self, v: ValueId) -> Option<usize> {
-        self.nodes.iter().position(|n| n.outputs.contains(&v))
-    }
-
     fn users(&self, v: ValueId) -> Vec<usize> {
         (0..self.nodes.len()).filter(|&i| self.nodes[i].inputs.contains(&v)).collect()
     }
@@ -124,7 +120,7 @@ impl Work<'_> {
     fn bias(&self, i: usize) -> Option<Edits> {
         let node = &self.nodes[i];
         let source = match node.op {
-            Op::ChannelSum => self.producer(node.inputs[0])?,
+            Op::ChannelSum => producer(&self.nodes, node.inputs[0])?,
             _ => return None,
         };
         let from = &self.nodes[source];
@@ -143,7 +139,7 @@ impl Work<'_> {
             return None;
         }
         [[0, 1], [1, 0]].into_iter().find_map(|[pooled, other]| {
-            let pool = self.producer(node.inputs[pooled])?;
+            let pool = producer(&self.nodes, node.inputs[pooled])?;
             match self.nodes[pool].op {
                 Op::MaxPoolGrad(geom) if self.only_user(node.inputs[pooled]) == Some(i) => {
                     let from = &self.nodes[pool].inputs;
@@ -255,7 +251,7 @@ impl Work<'_> {
             _ => return None,
         };
         let (x, norm) = (node.inputs[0], *node.outputs.last()?);
-        let conv = self.producer(x)?;
+        let conv = producer(&self.nodes, x)?;
         let (mut op, mut inputs) = fused(&self.nodes[conv])?;
         if op.statistics.is_some() {
             return None;
@@ -290,7 +286,7 @@ impl Work<'_> {
         if !matches!(kind, Pointwise::Mse | Pointwise::Mae)
             || *prediction != r
             || *target == r
-            || self.producer(*target).is_some_and(|p| p >= i)
+            || producer(&self.nodes, *target).is_some_and(|p| p >= i)
         {
             return None;
         }
@@ -360,7 +356,7 @@ impl Work<'_> {
         if self.graph.values()[v.0].home == Home::Input {
             return Some(());
         }
-        let from = self.producer(v)?;
+        let from = producer(&self.nodes, v)?;
         let node = &self.nodes[from];
         if !matches!(node.op, Op::Fill(_) | Op::Scale(_) | Op::Add | Op::MeanGrad) {
             return None;

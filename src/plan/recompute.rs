@@ -8,7 +8,7 @@
 
 use std::collections::HashSet;
 
-use crate::graph::{Graph, Home, Node, Op, ValueId};
+use crate::graph::{Graph, Home, Node, Op, ValueId, producer};
 
 /// Rounds per operation, after which the search ends at the latest.
 const ROUNDS: usize = 4;
@@ -71,10 +71,6 @@ pub fn peak(graph: &Graph) -> (usize, u64) {
         }
     }
     most
-}
-
-fn producer(graph: &Graph, v: ValueId) -> Option<usize> {
-    graph.nodes().iter().position(|n| n.outputs.contains(&v))
 }
 
 /// The largest value that is not used by operation `at` but by an earlier and a later one, and that later one.
@@ -187,7 +183,7 @@ fn make(
     nodes: &mut Vec<Node>,
     longer: &mut u64,
 ) -> Option<ValueId> {
-    let node = graph.nodes()[producer(graph, value)?].clone();
+    let node = graph.nodes()[producer(graph.nodes(), value)?].clone();
     let Cheap { op, mut inputs, result, besides } = cheap(&node).filter(|c| c.result == value)?;
     for input in &mut inputs {
         // Parameters and inputs stay, and what is used later is there.

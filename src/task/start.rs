@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::{Description, Kind};
 use crate::config::{Activation, Config, Model, Variant};
 use crate::error::{Error, Result};
-use crate::graph::{Graph, Home, Init, Op, ValueId};
+use crate::graph::{Graph, Home, Init, Op, ValueId, producer};
 use crate::interop::network::Network;
 use crate::interop::tensors::{Data, Tensor};
 use crate::model::Spec;
@@ -142,17 +142,15 @@ pub fn rescale(tensors: &mut Named, graph: &Graph) -> Vec<String> {
     let mut names = Vec::new();
     for norm in graph.nodes() {
         let (Op::BatchNorm { geom, .. } | Op::BatchNormRunning(geom)) = norm.op else { continue };
-        let Some(conv) = graph.nodes().iter().find(|n| matches!(n.op, Op::Conv3d { .. }) && n.outputs[0] == norm.inputs[0]) else {
-            continue;
-        };
+        let [x, gamma, _, mean, variance] = norm.inputs[..] else { continue };
+        let Some(conv) = producer(graph.nodes(), x).map(|i| &graph.nodes()[i]) else { continue };
+        let (Op::Conv3d { .. }, [.., weight, bias]) = (&conv.op, &conv.inputs[..]) else { continue };
         let named = |v: ValueId| match graph.values()[v.0].home {
             Home::Param(i) if !graph.is_frozen(i) => Some(&graph.params.list()[i]),
             Home::State(i) => Some(&graph.state.list()[i]),
             _ => None,
         };
-        let [.., weight, bias] = conv.inputs[..] else { continue };
-        let [_, gamma, _, mean, variance] = norm.inputs[..] else { continue };
-        let Some([weight, bias, gamma, mean, variance]) = all([weight, bias, gamma, mean, variance].map(named)) else { continue };
+        let Some([weight, bias, gamma, mean, variance]) = all([*weight, *bias, gamma, mean, variance].map(named)) else { continue };
         let Init::Uniform(bound) = weight.init else { continue };
         let Some([w, b, g, m, v]) = all([weight, bias, gamma, mean, variance].map(|p| tensors.get(&p.name)?.floats())) else { continue };
         let length = w.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();

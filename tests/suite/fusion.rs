@@ -9,7 +9,7 @@ use semantic_genesis::model::{Mode, Spec};
 use semantic_genesis::plan::{Fusion, Options, Plan};
 use semantic_genesis::train::network::Objective;
 
-use crate::harness::{self, Rig, wide};
+use crate::harness::{self, Rig, norm, wide};
 
 const GRID: [usize; 3] = [16, 16, 8];
 const BATCH: usize = 2;
@@ -66,10 +66,6 @@ fn results(ctx: &Context, graph: &Graph, plan: Plan) -> Vec<(String, Vec<f32>)> 
         out.extend(graph.params.list().iter().map(|p| (format!("grad.{}", p.name), grads[p.offset..p.offset + p.len()].to_vec())));
     }
     out
-}
-
-fn norm(v: &[f64]) -> f64 {
-    v.iter().map(|x| x * x).sum::<f64>().sqrt()
 }
 
 /// What differs by more than rounding, relative to each tensor's norm; biases before batch norms, whose gradient is zero, are

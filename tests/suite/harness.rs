@@ -101,6 +101,11 @@ pub(crate) fn wide(v: &[f32]) -> Vec<f64> {
     v.iter().map(|&x| f64::from(x)).collect()
 }
 
+/// The Euclidean length of a tensor.
+pub(crate) fn norm(v: &[f64]) -> f64 {
+    v.iter().map(|x| x * x).sum::<f64>().sqrt()
+}
+
 /// The target t for which the mean squared error of a tensor y has the gradient r: y - r · len / 2. It makes a scalar
 /// of any tensor whose gradient is a chosen cotangent.
 pub(crate) fn target_for(y: &[f32], r: &[f32]) -> Vec<f32> {

@@ -21,7 +21,7 @@ use semantic_genesis::train::pretrain::read_checkpoint;
 use semantic_genesis::train::schedule::Rules;
 use serde_json::{Value, json};
 
-use crate::harness::{self, Rig};
+use crate::harness::{self, Rig, norm};
 
 const GRID: [usize; 3] = [16, 16, 8];
 const JOINT: Objective = Objective::Joint { classes: 3, restoration: 1.0, classification: 0.01 };
@@ -70,10 +70,6 @@ fn step_of(ctx: &Context, graph: &Graph, plan: Plan, batch: usize, scale: f32, r
         (p.name.clone(), flat[p.offset..p.offset + p.len()].iter().map(|&v| f64::from(v) * undo).collect())
     };
     (losses, graph.params.list().iter().map(of).collect())
-}
-
-fn norm(v: &[f64]) -> f64 {
-    v.iter().map(|x| x * x).sum::<f64>().sqrt()
 }
 
 /// Root of the sum of squares of differences of all gradients, relative to the gradients.

@@ -14,7 +14,7 @@ use semantic_genesis::plan::{Fusion, Options, Plan};
 use semantic_genesis::train::network::Objective;
 use semantic_genesis::train::update::{Update, together};
 
-use crate::harness::{self, Rig, wide};
+use crate::harness::{self, Rig, norm, wide};
 
 const GRID: [usize; 3] = [16, 16, 8];
 
@@ -217,7 +217,6 @@ fn batches_in_slices_compute_the_same() {
     let a = measure(ctx, &rig(ctx, &graph, whole, batch), &graph);
     let b = measure(ctx, &rig(ctx, &graph, sliced, batch), &graph);
     let (a, b) = (wide(&a), wide(&b));
-    let norm = |v: &[f64]| v.iter().map(|x| x * x).sum::<f64>().sqrt();
     let difference: Vec<f64> = a.iter().zip(&b).map(|(a, b)| a - b).collect();
     assert!(norm(&difference) <= 1e-5 * norm(&a), "{} of {}", norm(&difference), norm(&a));
 }

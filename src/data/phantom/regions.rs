@@ -18,7 +18,7 @@ const TRIES: usize = 2000;
 /// What to cut out of which patients.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Regions {
-    /// Patients; only those with a nodule of one of the `diameters` count.
+    /// Patients; only those with a nodule within `diameters` count.
     pub patients: usize,
     /// Body types.
     pub types: usize,

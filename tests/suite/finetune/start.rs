@@ -14,7 +14,7 @@ use semantic_genesis::train::checkpoint::{Named, load_state_dict};
 use serde_json::Value;
 
 use super::{balls, best, finetune_with, folder, labelled, program, refused, set, text, whole};
-use crate::harness::{self, wide};
+use crate::harness::{self, norm, wide};
 
 /// A pretraining run of the network that the tests fine-tune.
 fn pretrained() -> &'static Path {
@@ -49,10 +49,6 @@ impl Said {
 /// Whether tensors belong to the encoder by PyTorch's names.
 fn of_encoder(tensors: &Named) -> Named {
     tensors.iter().filter(|(n, _)| n.starts_with("down_tr")).map(|(n, t)| (n.clone(), t.clone())).collect()
-}
-
-fn norm(values: &[f64]) -> f64 {
-    values.iter().map(|v| v * v).sum::<f64>().sqrt()
 }
 
 /// A column of tensors' names without the counters that PyTorch keeps.
